@@ -1,0 +1,1 @@
+"""From a raw source to clean, split, digested and tokenised data."""
