@@ -1,0 +1,232 @@
+"""The one way to MLflow: connecting, the shared names of tags and aliases, and the heartbeat of running runs.
+
+MLflow is imported inside the functions: it takes seconds, and it reads switches from the environment while it is
+imported, which ``connect`` sets first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from configs.schema import TrackingConfig
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+# Tags of runs.
+KIND: Final = "trialgate.kind"  # one of the KIND_ values below; also on registered models
+KIND_SEARCH: Final = "search"
+KIND_TRIAL: Final = "trial"
+KIND_DATASET: Final = "dataset"
+KIND_DECISION: Final = "decision"
+KIND_MODEL: Final = "model"
+PARENT_RUN: Final = "mlflow.parentRunId"
+SEARCH_NAME: Final = "trialgate.search"
+TRIAL_ID: Final = "trialgate.trial_id"
+MODEL_URI: Final = "trialgate.model_uri"  # absolute path or fsspec URL of a trial's best saved-model folder
+BEST_RUN: Final = "trialgate.best_run_id"  # on a search's parent run
+TEST_DIGEST: Final = "trialgate.test_digest"
+TEST_URI: Final = "trialgate.test_uri"  # runs:/<dataset run>/test.parquet
+OUTCOME: Final = "trialgate.outcome"  # finished | stopped_early | failed | killed
+F1_DEFINITION: Final = "trialgate.f1_definition"
+HEARTBEAT: Final = "trialgate.heartbeat"  # unix seconds
+OWNER: Final = "trialgate.owner"  # boot id/pid namespace/pid/start time
+MODEL_NAME: Final = "trialgate.model_name"
+DECISION: Final = "trialgate.decision"
+
+# Tags of registered versions.
+VERSION_F1: Final = "trialgate.f1"
+WEIGHTS_DIGEST: Final = "trialgate.weights_digest"
+DECISION_ID: Final = "trialgate.decision_id"
+PRODUCTION_SINCE: Final = "trialgate.production_since"
+ROLLED_BACK: Final = "trialgate.rolled_back"
+
+PRODUCTION: Final = "production"
+PREVIOUS: Final = "previous"
+SETTINGS_FILE: Final = "settings.json"
+TEST_FILE: Final = "test.parquet"
+
+HEARTBEAT_SECONDS: Final = 10.0
+HEARTBEAT_LIMIT_SECONDS: Final = 60.0
+_PROBE_SECONDS: Final = 4.0
+_FIRST_SECONDS: Final = 10.0
+_PORTS: Final = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+class TrackingUnavailable(ConnectionError):
+    """MLflow cannot be reached or refuses us; the message has the address (without credentials) and the fix."""
+
+
+def connect(tracking: TrackingConfig) -> MlflowClient:
+    """A client of the tracking server and registry at ``tracking.uri``, after one answered request.
+
+    Sets MLflow's time-out and retries for this process and its children, and its global tracking address, which
+    ``models:/`` and ``runs:/`` addresses are resolved with. Raises TrackingUnavailable within about 15 seconds.
+    """
+    if tracking.uri is None:
+        raise ValueError("tracking.uri is not set: load the settings with configs.loading.load_settings")
+    uri = tracking.uri
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(min(tracking.request_timeout_s, _FIRST_SECONDS))))
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # for the first request only
+    os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
+    os.environ["MLFLOW_LOG_UV_FILES"] = "false"  # it would upload the working directory's pyproject.toml
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    _probe(uri)
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.utils.requirements_utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with _kept_environment("MLFLOW_TRACKING_URI"):  # MLflow exports it, and settings loaded later would obey it
+            mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+    except (MlflowException, OSError, ImportError) as error:
+        raise TrackingUnavailable(_unreachable(uri, error)) from error
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(tracking.request_timeout_s)))
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(tracking.max_retries)
+    return client
+
+
+@contextlib.contextmanager
+def _kept_environment(name: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+
+def redact(uri: str) -> str:
+    """``uri`` without user name, password and query, for messages and logs."""
+    parts = urlsplit(uri)
+    if parts.scheme == "sqlite":
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _probe(uri: str) -> None:
+    """Fails fast where MLflow itself would retry for minutes."""
+    parts = urlsplit(uri)
+    scheme = parts.scheme.partition("+")[0]
+    try:
+        if scheme == "sqlite":
+            _probe_sqlite(Path(uri.partition(":///")[2].partition("?")[0]))
+        elif parts.hostname and scheme in _PORTS and not _proxied(scheme):
+            address = (parts.hostname, parts.port or _PORTS[scheme])
+            socket.create_connection(address, timeout=_PROBE_SECONDS).close()
+    except (OSError, ValueError, sqlite3.Error) as error:
+        raise TrackingUnavailable(_unreachable(uri, error)) from error
+
+
+def _proxied(scheme: str) -> bool:
+    # Behind a proxy the server's name may not even resolve here: then MLflow's own request has to find out.
+    return any(os.environ.get(name) for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper(), "ALL_PROXY"))
+
+
+def _probe_sqlite(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"no permission to write {path}")
+    if path.exists():
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_PROBE_SECONDS)) as database:
+            database.execute("select count(*) from sqlite_master").fetchone()
+
+
+def _unreachable(uri: str, error: BaseException) -> str:
+    reason = str(error).replace(uri, redact(uri)).strip() or type(error).__name__
+    password = urlsplit(uri).password
+    if password:
+        reason = reason.replace(password, "***")
+    return (
+        f"MLflow at {redact(uri)} cannot be used: {reason.splitlines()[0]}\n"
+        "Start it there, or set tracking.uri (or MLFLOW_TRACKING_URI) to its address."
+    )
+
+
+def owner_tags(now: float | None = None) -> dict[str, str]:
+    """The tags that mark a run as owned by this living process: HEARTBEAT and OWNER. Set them when creating the run."""
+    return {HEARTBEAT: f"{time.time() if now is None else now:.0f}", OWNER: _owner()}
+
+
+def is_orphan(tags: Mapping[str, str], now: float | None = None) -> bool:
+    """Whether the process that owns a RUNNING run is gone.
+
+    On the owner's own machine the process table decides; from elsewhere a heartbeat older than
+    ``HEARTBEAT_LIMIT_SECONDS`` does. A run without these tags is somebody else's: never an orphan.
+    """
+    owner, heartbeat = tags.get(OWNER, "").split("/"), tags.get(HEARTBEAT)
+    if len(owner) != 4 or heartbeat is None:
+        return False
+    boot, namespace, pid, started = owner
+    if boot and [boot, namespace] == _owner().split("/")[:2]:
+        return _start_time(pid) != started
+    try:
+        age = (time.time() if now is None else now) - float(heartbeat)
+    except ValueError:
+        return False
+    return age > HEARTBEAT_LIMIT_SECONDS
+
+
+def _owner() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:  # no /proc: only the heartbeat tells
+        return f"//{os.getpid()}/"
+    return f"{boot}/{namespace}/{os.getpid()}/{_start_time(str(os.getpid()))}"
+
+
+def _start_time(pid: str) -> str:
+    """Clock ticks since boot when the process started; empty if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+class Heartbeat:
+    """Context manager that renews a run's HEARTBEAT tag from a daemon thread. Never raises into its caller."""
+
+    def __init__(self, client: MlflowClient, run_id: str, interval_s: float = HEARTBEAT_SECONDS) -> None:
+        self._client, self._run_id, self._interval_s = client, run_id, interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{run_id[:8]}", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        # A beat may hang in a lost connection; its time-out ends it, and nobody has to wait for that.
+        self._thread.join(timeout=1.0)
+
+    def _beat(self) -> None:
+        warned = False
+        while not self._stop.wait(self._interval_s):
+            try:
+                self._client.set_tag(self._run_id, HEARTBEAT, f"{time.time():.0f}")
+                warned = False
+            except Exception as error:  # noqa: BLE001 - whatever the tracking server does, the work goes on
+                if not warned:
+                    logger.warning("the heartbeat of run %s could not be written: %s", self._run_id, error)
+                warned = True
