@@ -1,0 +1,157 @@
+"""The inference engine: a saved-model folder to probabilities, on packed batches. The gate, batch jobs and serving
+use this same class, so a score at the gate is the score in production."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from serve_app.inference.families import PackedDistilBert
+from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
+from serve_app.inference.saved_model import ModelFolderError, ModelInfo, read_info, read_model, read_sample
+from serve_app.inference.saved_model import weights_digest as digest_of
+from serve_app.inference.tokenizing import Tokenized, load_tokenizer, tokenize
+
+# Largest difference of a sample text's probability from the fp32 one that a load accepts. bf16 keeps 8 bits of
+# mantissa; trained models here stayed within 0.02, and a broken model is off by far more.
+_SAMPLE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.06}
+
+
+def choose_precision(wanted: str, device_type: str) -> tuple[str, str]:
+    """``("bf16" | "fp32", reason)`` for ``wanted`` (auto, fp32, bf16) on this hardware."""
+    if wanted != "auto":
+        return wanted, "asked for"
+    if device_type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU has bf16"
+        return "fp32", "the GPU has no bf16"
+    for feature, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX512-BF16")):
+        check = getattr(torch.cpu, feature, None)
+        if check is not None and check():
+            return "bf16", f"the processor has {name}"
+    return "fp32", "the processor has neither AVX512-BF16 nor AMX"
+
+
+class Engine:
+    """A loaded model. Made by ``Engine.load``; safe to call from several threads (forward passes take turns)."""
+
+    def __init__(
+        self,
+        model: PackedDistilBert,
+        tokenizer: PreTrainedTokenizerFast,
+        info: ModelInfo,
+        *,
+        precision: str,
+        precision_reason: str,
+        device: torch.device,
+        weights_digest: str,
+        max_batch_tokens: int,
+        max_batch_texts: int,
+    ) -> None:
+        self.info = info
+        self.precision = precision
+        self.precision_reason = precision_reason
+        self.device_type = device.type
+        self.weights_digest = weights_digest
+        self._device = device
+        self._model = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+        self._tokenizer = tokenizer
+        self._max_batch_tokens, self._max_batch_texts = max_batch_tokens, max_batch_texts
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        precision: str = "auto",
+        device: str | None = None,
+        threads: int | None = None,
+        max_batch_tokens: int = 16_384,
+        max_batch_texts: int = 64,
+    ) -> Engine:
+        """Loads, checks and warms the saved model of ``folder``.
+
+        ``device``: cpu or cuda (default: cuda where there is one). ``threads``: intra-op threads of this process
+        (default: as they are). The folder's sample is computed and compared with its stored logits. Raises
+        ModelFolderError for an incomplete folder, pickled weights, NaN, or probabilities out of tolerance.
+        """
+        folder = Path(folder)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen, reason = choose_precision(precision, where.type)
+        info = read_info(folder)
+        engine = cls(
+            read_model(folder),
+            load_tokenizer(folder),
+            info,
+            precision=chosen,
+            precision_reason=reason,
+            device=where,
+            weights_digest=digest_of(folder),
+            max_batch_tokens=max_batch_tokens,
+            max_batch_texts=max_batch_texts,
+        )
+        engine._check_sample(folder)
+        return engine
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of their ids."""
+        return self.info.labels
+
+    @property
+    def max_length(self) -> int:
+        """Longest text, tokens."""
+        return self.info.max_length
+
+    def tokenize(self, texts: Sequence[str], truncate: bool = True) -> Tokenized:
+        """Token ids of ``texts``, cut to ``max_length`` if ``truncate``."""
+        return tokenize(self._tokenizer, texts, self.max_length, truncate)
+
+    def forward(self, ids: Sequence[np.ndarray]) -> np.ndarray:
+        """Probabilities, float32 [texts, classes], of the token ids of some texts, in one packed forward pass."""
+        batch = pack(ids).to(self._device)
+        with self._lock, torch.inference_mode():
+            logits = self._model(batch).float()
+            return torch.softmax(logits / self.info.temperature, dim=-1).cpu().numpy()
+
+    def predict_tokens(
+        self, tokens: TokenizedTexts, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Probabilities, float32 [texts, classes], of tokenised texts.
+
+        Batches depend on the lengths alone, so the same texts in the same order give the same bits on one machine.
+        Texts of similar length go together. ``progress`` is called with the number of texts done after each batch.
+        """
+        probabilities = np.empty((len(tokens), len(self.labels)), dtype=np.float32)
+        by_length = np.argsort(tokens.lengths, kind="stable")
+        for indices in plan_batches(tokens.lengths, self._max_batch_tokens, self._max_batch_texts, by_length):
+            probabilities[indices] = self.forward([tokens[int(index)] for index in indices])
+            if progress is not None:
+                progress(len(indices))
+        return probabilities
+
+    def predict(self, texts: Sequence[str]) -> np.ndarray:
+        """Probabilities, float32 [texts, classes], of ``texts``, each cut to ``max_length`` tokens."""
+        return self.predict_tokens(self.tokenize(texts).tokens)
+
+    def _check_sample(self, folder: Path) -> None:
+        """Compares the sample's probabilities with the stored ones; this is the warm-up as well."""
+        sample, logits = read_sample(folder)
+        expected = torch.softmax(torch.from_numpy(logits) / self.info.temperature, dim=-1).numpy()
+        found = self.predict_tokens(sample)
+        if not np.isfinite(found).all():
+            raise ModelFolderError(f"{folder}: the model gives output that is not finite (NaN or infinite)")
+        if found.shape != expected.shape:
+            raise ModelFolderError(f"{folder}: the sample has {expected.shape[1]} classes, the model {found.shape[1]}")
+        difference, tolerance = float(np.abs(found - expected).max()), _SAMPLE_TOLERANCE[self.precision]
+        if difference > tolerance:
+            raise ModelFolderError(f"{folder}: probabilities of the folder's sample are off by {difference:.4f} in "
+                                   f"{self.precision}, at most {tolerance} is accepted; serve it with precision fp32")

@@ -1,0 +1,163 @@
+"""The saved-model folder: what training writes, the gate scores, the registry keeps and serving loads.
+
+    config.json model.safetensors tokenizer.json tokenizer_config.json   stock transformers, labels in config.json
+    sample.safetensors    token ids of up to 64 validation texts with their fp32 logits, for checks at load
+    trialgate.json        labels, max_length, the definition of F1, temperature; written last: complete when it exists
+
+The folder is written under a temporary name and renamed, so one that exists is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedTokenizerFast
+
+from serve_app.inference.digests import files_digest
+from serve_app.inference.families import PackedDistilBert
+from serve_app.inference.metrics import F1Definition
+from serve_app.inference.packing import TokenizedTexts
+
+INFO_FILE = "trialgate.json"
+WEIGHTS_FILE = "model.safetensors"
+SAMPLE_FILE = "sample.safetensors"
+FORMAT_VERSION = 1
+_NEEDED = (INFO_FILE, WEIGHTS_FILE, SAMPLE_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
+_DIGESTED = (INFO_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json")
+
+
+class ModelFolderError(ValueError):
+    """A folder that is not a complete, sound saved model; the message says what is wrong with which file."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a saved model says of itself.
+
+    ``labels``: class names in the order of their ids. ``max_length``: longest text, tokens. ``f1``: the definition
+    that its scores use. ``temperature``: logits are divided by it before the softmax; 1.0 = not calibrated.
+    """
+
+    labels: tuple[str, ...]
+    max_length: int
+    f1: F1Definition
+    temperature: float = 1.0
+    format_version: int = FORMAT_VERSION
+
+
+def write_model_folder(
+    folder: Path,
+    model: PackedDistilBert,
+    tokenizer: PreTrainedTokenizerFast,
+    info: ModelInfo,
+    sample: TokenizedTexts,
+    sample_logits: np.ndarray,
+) -> None:
+    """Writes the folder, replacing one of the same name. ``sample_logits``: float32 [texts of ``sample``, classes]."""
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model.stock.config.architectures = [type(model.stock).__name__]
+    model.stock.config.save_pretrained(temporary)
+    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.stock.state_dict().items()}
+    save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+    tokenizer.save_pretrained(temporary)
+    tensors = {
+        "ids": torch.from_numpy(np.ascontiguousarray(sample.ids)),
+        "offsets": torch.from_numpy(np.ascontiguousarray(sample.offsets)),
+        "logits": torch.from_numpy(np.ascontiguousarray(sample_logits, dtype=np.float32)),
+    }
+    save_file(tensors, temporary / SAMPLE_FILE)
+    content = {
+        "format_version": info.format_version,
+        "labels": list(info.labels),
+        "max_length": info.max_length,
+        "f1": info.f1.key,
+        "temperature": info.temperature,
+    }
+    (temporary / INFO_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+
+
+def read_info(folder: Path) -> ModelInfo:
+    """The folder's ``trialgate.json``. Raises ModelFolderError for a missing file or a wrong value."""
+    _require_files(Path(folder))
+    path = Path(folder) / INFO_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["format_version"]
+        info = ModelInfo(
+            labels=tuple(str(label) for label in content["labels"]),
+            max_length=int(content["max_length"]),
+            f1=F1Definition.from_key(content["f1"]),
+            temperature=float(content["temperature"]),
+            format_version=version,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFolderError(f"{path} is not a model description: {error!r}") from None
+    if version != FORMAT_VERSION:
+        raise ModelFolderError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
+    if len(info.labels) < 2 or not info.temperature > 0 or info.max_length < 1:
+        raise ModelFolderError(f"{path} has values that cannot be: {content}")
+    return info
+
+
+def read_model(folder: Path) -> PackedDistilBert:
+    """The model with its fp32 weights. Raises ModelFolderError if weights are missing, unsound or of other labels."""
+    folder, info = Path(folder), read_info(folder)
+    config = DistilBertConfig.from_pretrained(folder)
+    labels = tuple(config.id2label[i] for i in range(config.num_labels))
+    if labels != info.labels:
+        raise ModelFolderError(f"{folder / 'config.json'} has labels {list(labels)}, {INFO_FILE} has "
+                               f"{list(info.labels)}: they must be the same, in the same order")
+    with torch.device("meta"):  # no time spent on random weights that are replaced at once
+        stock = DistilBertForSequenceClassification(config)
+    try:
+        stock.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True, assign=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelFolderError(f"{folder / WEIGHTS_FILE} does not hold this model's weights: {error}") from None
+    stock.distilbert.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
+    return PackedDistilBert(stock.float()).eval()
+
+
+def read_sample(folder: Path) -> tuple[TokenizedTexts, np.ndarray]:
+    """The folder's sample: token ids and their fp32 logits [texts, classes]."""
+    path = Path(folder) / SAMPLE_FILE
+    try:
+        tensors = load_file(path)
+        sample = TokenizedTexts(tensors["ids"].numpy(), tensors["offsets"].numpy())
+        logits = tensors["logits"].numpy()
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ModelFolderError(f"{path} cannot be read: {error!r}") from None
+    if len(sample) != len(logits) or not len(sample) or not np.isfinite(logits).all():
+        raise ModelFolderError(f"{path} is not sound: {len(sample)} texts, logits {logits.shape}, finite: "
+                               f"{bool(np.isfinite(logits).all())}")
+    return sample, logits
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 (64 hex characters) of what decides the model's answers: weights, config, tokenizer, calibration."""
+    _require_files(Path(folder))
+    return files_digest(Path(folder), _DIGESTED)
+
+
+def _require_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder} is not a folder")
+    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    if not missing:
+        return
+    pickled = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+    hint = f"; {', '.join(pickled)} is pickle, which is never loaded" if pickled and WEIGHTS_FILE in missing else ""
+    raise ModelFolderError(f"{folder} is not a complete saved model: {', '.join(missing)} missing{hint}")

@@ -1,0 +1,75 @@
+"""Tiny real models for tests: complete saved-model folders, made in well under a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from serve_app.inference.families import PackedDistilBert, new_distilbert
+from serve_app.inference.metrics import F1Definition
+from serve_app.inference.packing import TokenizedTexts, pack
+from serve_app.inference.saved_model import ModelInfo, write_model_folder
+from serve_app.inference.tokenizing import learn_wordpiece, tokenize
+
+WORDS = ("the a movie film book was is plot acting and but not very good bad great awful boring fine long short "
+         "story cast it i we they liked hated ending start").split()  # fmt: skip
+
+
+def write_tiny_model(
+    folder: Path,
+    labels: Sequence[str] = ("negative", "positive"),
+    seed: int = 0,
+    rule: bool = False,
+    max_length: int = 64,
+) -> Path:
+    """Writes a saved-model folder with random weights, or with ``rule`` one that answers the last label exactly when
+    the text has the word "good" in it, else the first."""
+    torch.manual_seed(seed)
+    tokenizer = learn_wordpiece([" ".join(WORDS)] * 4, vocabulary_size=200, max_length=max_length)
+    model = new_distilbert(
+        layers=1, width=16, heads=2, feed_forward_width=32, vocabulary_size=len(tokenizer), max_length=max_length,
+        labels=labels,
+    ).eval()  # fmt: skip
+    if rule:
+        _teach_rule(model, tokenizer.convert_tokens_to_ids("good"))
+    sample = tokenize(tokenizer, ["the movie was good", "awful plot and boring acting"] * 4, max_length).tokens
+    with torch.inference_mode():
+        logits = model(pack([sample[i] for i in range(len(sample))])).numpy()
+    definition = F1Definition("binary", labels[-1]) if len(labels) == 2 else F1Definition("macro")
+    write_model_folder(folder, model, tokenizer, ModelInfo(tuple(labels), max_length, definition), sample, logits)
+    return folder
+
+
+def _teach_rule(model: PackedDistilBert, word: int) -> None:
+    """Weights set by hand: one direction marks the word, uniform attention carries it to the first token."""
+    encoder, width = model.stock.distilbert, model.stock.config.dim
+    layer = encoder.transformer.layer[0]
+    with torch.no_grad():
+        encoder.embeddings.position_embeddings.weight.zero_()
+        signs = torch.tensor([1.0, -1.0]).repeat(width // 2)
+        table = encoder.embeddings.word_embeddings.weight
+        table.copy_(signs.roll(1) * torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(width // 4))
+        table[word] = signs
+        mark = signs / width  # reads 1.0 from the marked word, 0.0 from every other
+        for linear in (layer.attention.q_lin, layer.attention.k_lin, layer.ffn.lin2):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        layer.attention.v_lin.weight.copy_(torch.outer(signs * 8.0, mark))
+        layer.attention.v_lin.bias.zero_()
+        layer.attention.out_lin.weight.copy_(torch.eye(width))
+        layer.attention.out_lin.bias.zero_()
+        model.stock.pre_classifier.weight.zero_()
+        model.stock.pre_classifier.weight[0] = mark
+        model.stock.pre_classifier.bias.zero_()
+        model.stock.classifier.weight.zero_()
+        model.stock.classifier.weight[-1, 0] = 40.0
+        model.stock.classifier.bias.zero_()
+        model.stock.classifier.bias[-1] = -4.0
+
+
+def tokens_of(rng: np.random.Generator, lengths: Sequence[int], vocabulary: int) -> TokenizedTexts:
+    """Random token ids of the given lengths."""
+    return TokenizedTexts.from_lists([rng.integers(5, vocabulary, size=length).tolist() for length in lengths])

@@ -1,0 +1,100 @@
+"""The packed forward gives what the usual padded one gives, with the stock transformers model as the judge."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import DistilBertForSequenceClassification
+
+from serve_app.inference.families import PackedDistilBert, new_distilbert
+from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
+from tests.tiny import tokens_of
+
+LENGTHS = [1, 2, 3, 5, 8, 8, 13, 31, 40, 44, 64, 95, 97, 128, 200, 255, 256, 384, 511, 512]
+
+
+@pytest.fixture(scope="module")
+def model() -> PackedDistilBert:
+    torch.manual_seed(0)
+    made = new_distilbert(
+        layers=2, width=64, heads=4, feed_forward_width=128, vocabulary_size=300, max_length=512,
+        labels=("a", "b", "c"),
+    )  # fmt: skip
+    with torch.no_grad():  # larger than at the start of training, so that a mistake is seen in the probabilities
+        for parameter in made.stock.classifier.parameters():
+            parameter.mul_(20)
+    return made.eval()
+
+
+def padded_logits(model: PackedDistilBert, tokens: TokenizedTexts) -> torch.Tensor:
+    stock: DistilBertForSequenceClassification = copy.deepcopy(model.stock)
+    stock.set_attn_implementation("eager")
+    longest = int(tokens.lengths.max())
+    ids = torch.zeros(len(tokens), longest, dtype=torch.long)
+    mask = torch.zeros(len(tokens), longest, dtype=torch.long)
+    for row in range(len(tokens)):
+        ids[row, : len(tokens[row])] = torch.from_numpy(tokens[row].astype(np.int64))
+        mask[row, : len(tokens[row])] = 1
+    with torch.inference_mode():
+        return stock(input_ids=ids, attention_mask=mask).logits
+
+
+def packed_logits(model: PackedDistilBert, tokens: TokenizedTexts) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(pack([tokens[i] for i in range(len(tokens))]))
+
+
+def test_fp32_equals_padded_for_lengths_1_to_512(model: PackedDistilBert) -> None:
+    order = np.random.default_rng(0).permutation(LENGTHS)
+    tokens = tokens_of(np.random.default_rng(1), order.tolist(), 300)
+    torch.testing.assert_close(packed_logits(model, tokens), padded_logits(model, tokens), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("start", range(1, 512, 73))
+def test_every_length_alone_equals_padded(model: PackedDistilBert, start: int) -> None:
+    for length in range(start, min(start + 73, 513), 9):
+        tokens = tokens_of(np.random.default_rng(length), [length], 300)
+        torch.testing.assert_close(packed_logits(model, tokens), padded_logits(model, tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_bf16_probabilities_within_two_hundredths(model: PackedDistilBert) -> None:
+    tokens = tokens_of(np.random.default_rng(2), LENGTHS, 300)
+    expected = padded_logits(model, tokens).softmax(-1)
+    found = packed_logits(copy.deepcopy(model).to(torch.bfloat16), tokens).float().softmax(-1)
+    assert (expected - found).abs().max() < 0.02
+
+
+def test_gradients_equal_padded_ones(model: PackedDistilBert) -> None:
+    tokens = tokens_of(np.random.default_rng(3), [3, 9, 10, 11, 40, 120], 300)
+    packed, stock = copy.deepcopy(model), copy.deepcopy(model.stock)
+    stock.set_attn_implementation("eager")
+    packed(pack([tokens[i] for i in range(len(tokens))])).square().sum().backward()
+    total = sum(stock(input_ids=torch.from_numpy(tokens[i].astype(np.int64))[None]).logits.square().sum()
+                for i in range(len(tokens)))
+    total.backward()  # type: ignore[union-attr]
+    for (name, ours), theirs in zip(packed.stock.named_parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_texts_do_not_see_each_other(model: PackedDistilBert) -> None:
+    rng = np.random.default_rng(4)
+    tokens = tokens_of(rng, [7, 7, 8, 100], 300)
+    changed = TokenizedTexts.from_lists([tokens[0].tolist(), *tokens_of(rng, [7, 9, 130], 300).__iter__()])
+    torch.testing.assert_close(packed_logits(model, tokens)[0], packed_logits(model, changed)[0])
+
+
+def test_pack_refuses_nothing_and_empty_texts() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        pack([])
+    with pytest.raises(ValueError, match="at least one"):
+        pack([np.array([1, 2]), np.array([], dtype=np.int32)])
+
+
+def test_batches_keep_order_and_budget() -> None:
+    lengths = np.random.default_rng(5).integers(1, 60, size=300)
+    order = np.random.default_rng(6).permutation(300)
+    batches = plan_batches(lengths, max_tokens=128, max_texts=7, order=order)
+    assert np.concatenate(batches).tolist() == order.tolist()
+    assert all(lengths[batch].sum() <= 128 and len(batch) <= 7 for batch in batches)
+    assert [len(batch) for batch in plan_batches([500, 3], max_tokens=100, max_texts=9)] == [1, 1]
