@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import sqlite3
 import threading
@@ -113,6 +114,43 @@ def _kept_environment(name: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+def ensure_experiment(client: MlflowClient, name: str) -> str:
+    """Id of the experiment ``name``, which is created, or restored if it was deleted, where need be.
+
+    With SQLite its artifacts lie beside the database; MLflow's default is the directory where the command runs.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None
+        if client.tracking_uri.startswith("sqlite"):
+            folder = _sqlite_path(client.tracking_uri).parent / "artifacts" / re.sub(r"[^\w.-]+", "_", name)
+            location = folder.as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:  # somebody else was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id
+
+
+def is_unreachable(error: BaseException | None) -> bool:
+    """Whether ``error``, or one that it was raised from, says that the tracking server or its database is gone."""
+    if error is None:
+        return False
+    import requests
+    import sqlalchemy.exc
+
+    gone = (TrackingUnavailable, requests.ConnectionError, requests.Timeout, sqlalchemy.exc.OperationalError)
+    return isinstance(error, gone) or is_unreachable(error.__cause__ or error.__context__)
+
+
 def redact(uri: str) -> str:
     """``uri`` without user name, password and query, for messages and logs."""
     parts = urlsplit(uri)
@@ -128,7 +166,7 @@ def _probe(uri: str) -> None:
     scheme = parts.scheme.partition("+")[0]
     try:
         if scheme == "sqlite":
-            _probe_sqlite(Path(uri.partition(":///")[2].partition("?")[0]))
+            _probe_sqlite(_sqlite_path(uri))
         elif parts.hostname and scheme in _PORTS and not _proxied(scheme):
             address = (parts.hostname, parts.port or _PORTS[scheme])
             socket.create_connection(address, timeout=_PROBE_SECONDS).close()
@@ -139,6 +177,10 @@ def _probe(uri: str) -> None:
 def _proxied(scheme: str) -> bool:
     # Behind a proxy the server's name may not even resolve here: then MLflow's own request has to find out.
     return any(os.environ.get(name) for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper(), "ALL_PROXY"))
+
+
+def _sqlite_path(uri: str) -> Path:
+    return Path(uri.partition(":///")[2].partition("?")[0])
 
 
 def _probe_sqlite(path: Path) -> None:
