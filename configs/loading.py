@@ -12,7 +12,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -32,12 +32,17 @@ class ConfigError(ValueError):
 
 
 def load_settings(
-    config: str | Path | None = None, overrides: Sequence[str] = (), *, on_cluster: bool | None = None
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    base: Mapping[str, Any] | None = None,
+    on_cluster: bool | None = None,
 ) -> Settings:
     """Settings of ``config`` (bare name, path or URL; None: the defaults) with environment and ``overrides`` on top.
 
-    ``on_cluster`` (default: worked out, see ``runs_on_cluster``) refuses relative paths, which would mean a directory
-    that the user cannot see. Raises ConfigError.
+    ``base``: values below all of these, such as those of an earlier search. ``on_cluster`` (default: worked out, see
+    ``runs_on_cluster``) refuses relative paths, which would mean a directory that the user cannot see. Raises
+    ConfigError.
     """
     on_cluster = runs_on_cluster() if on_cluster is None else on_cluster
     values: dict[str, Any] = {}
@@ -45,6 +50,7 @@ def load_settings(
         location = locate_config(config, on_cluster=on_cluster)
         values = _read_yaml(location)
         _refuse_unknown(values, location)
+    values = _merge(dict(base or {}), values)
     values = _merge(values, _environment())
     values = _merge(values, _parse_overrides(overrides))
     _refuse_unknown(values, "settings")
