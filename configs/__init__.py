@@ -1,1 +1,1 @@
-"""Settings: one typed schema (``schema.py``), how it is loaded (``loading.py``) and the YAML files that ship with it."""
+"""Settings: one typed schema (``schema.py``), its loader (``loading.py``) and the YAML files that ship with it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any, get_args, get_origin
 import fsspec
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from configs.schema import Settings
 
@@ -80,17 +81,19 @@ def locate_config(config: str | Path, *, on_cluster: bool) -> str:
     path = Path(text).expanduser()
     if path.is_absolute():
         found = path
-    elif path.name == text and (CONFIG_FOLDER / text).is_file() and not path.is_file():
-        found = CONFIG_FOLDER / text
-    elif path.name == text and (CONFIG_FOLDER / text).is_file() and on_cluster:
+    elif (path.name == text and (CONFIG_FOLDER / text).is_file() and not path.is_file()) or (
+        path.name == text and (CONFIG_FOLDER / text).is_file() and on_cluster
+    ):
         found = CONFIG_FOLDER / text
     elif on_cluster:
         # A job's working directory is a copy of the submitted one, so a relative path into it is no accident.
         if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") and path.is_file():
             found = path.absolute()
         else:
-            raise ConfigError(f"config '{text}' is a relative path, which means nothing on the cluster: use an "
-                              f"absolute path, a URL, or a bare name that ships with Trialgate ({_shipped()})")
+            raise ConfigError(
+                f"config '{text}' is a relative path, which means nothing on the cluster: use an "
+                f"absolute path, a URL, or a bare name that ships with Trialgate ({_shipped()})"
+            )
     else:
         found = path.absolute()
     if not found.is_file():
@@ -109,8 +112,10 @@ def resolve_paths(settings: Settings, *, on_cluster: bool) -> Settings:
     tracking.uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
     if tracking.uri is None:
         if home is None:
-            raise ConfigError("tracking.uri is not set, and the default is relative to a directory that the cluster "
-                              "does not share: set MLFLOW_TRACKING_URI or tracking.uri, for example http://HOST:5000")
+            raise ConfigError(
+                "tracking.uri is not set, and the default is relative to a directory that the cluster "
+                "does not share: set MLFLOW_TRACKING_URI or tracking.uri, for example http://HOST:5000"
+            )
         tracking.uri = f"sqlite:///{home}/mlflow.db"
     tracking.uri = _tracking_uri(tracking.uri, on_cluster)
     search.storage = _absolute("search.storage", search.storage, on_cluster) or (home and f"{home}/searches")
@@ -147,8 +152,9 @@ def _absolute(field: str, value: str | None, on_cluster: bool) -> str | None:
     if path.is_absolute():
         return str(path)
     if on_cluster:
-        raise ConfigError(f"{field} is the relative path '{value}', which means nothing on the cluster: "
-                          "use an absolute path or a URL")
+        raise ConfigError(
+            f"{field} is the relative path '{value}', which means nothing on the cluster: use an absolute path or a URL"
+        )
     return str(path.absolute())
 
 
@@ -156,8 +162,11 @@ def _tracking_uri(uri: str, on_cluster: bool) -> str:
     """``uri`` with an absolute SQLite path; refuses what MLflow's tracking and registry do not take."""
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
-        raise ConfigError(f"tracking.uri is '{uri}': MLflow's file store is no longer supported; use http(s)://HOST:PORT "
-                          "of an MLflow server, or sqlite:////ABSOLUTE/PATH/mlflow.db")
+        shown = re.sub(r"[^/@]+@", "***@", uri)  # a password may stand there
+        raise ConfigError(
+            f"tracking.uri is '{shown}': MLflow's file store is no longer supported; use "
+            "http(s)://HOST:PORT of an MLflow server, or sqlite:////ABSOLUTE/PATH/mlflow.db"
+        )
     if scheme == "sqlite" and not rest.startswith("//"):
         path = rest.removeprefix("/")
         return f"sqlite:///{_absolute('tracking.uri', path, on_cluster)}"
@@ -197,7 +206,23 @@ def _environment() -> dict[str, Any]:
         if variable.upper().startswith(ENV_PREFIX) and "__" in variable and section not in known:
             raise ConfigError(_unknown(variable, sorted(known), "environment variable"))
     source = EnvSettingsSource(Settings, env_prefix=ENV_PREFIX, env_nested_delimiter="__")  # type: ignore[arg-type]
-    return {key: value for key, value in source().items() if value is not None}
+    try:
+        values = source()
+    except SettingsError:
+        ours = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX))
+        sections = known - {f"{ENV_PREFIX}HOME"}
+        broken = [name for name in ours if (name.upper() in sections or os.environ[name][:1] in "{[") and not _is_json(name)]
+        raise ConfigError(f"environment: {', '.join(broken)} must be a JSON object; a single field is set like "
+                          f"{ENV_PREFIX}TRAINING__EPOCHS=2") from None
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _is_json(variable: str) -> bool:
+    try:
+        json.loads(os.environ[variable])
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

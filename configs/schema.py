@@ -77,8 +77,10 @@ class DataConfig(Section):
             if source == self.source and not given:
                 raise ValueError(f"data.source is '{source}': set data.{field}")
             if source != self.source and given:
-                raise ValueError(f"data.{field} is for data.source '{source}', found source '{self.source}': "
-                                 f"set data.source={source} or remove data.{field}")
+                raise ValueError(
+                    f"data.{field} is for data.source '{source}', found source '{self.source}': "
+                    f"set data.source={source} or remove data.{field}"
+                )
         if self.source != "files" and self.test is not None:
             raise ValueError(f"data.test is for data.source 'files', found source '{self.source}': remove data.test")
         if self.label_names and len(set(self.label_names)) != len(self.label_names):
@@ -108,7 +110,7 @@ class ModelConfig(Section):
     """What is trained: a checkpoint to fine-tune, or an architecture from scratch (exactly one)."""
 
     checkpoint: str | None = Field(None, description="Hub id or absolute folder with DistilBERT weights (safetensors).")
-    revision: str | None = Field(None, description="Git revision of a hub checkpoint.")
+    revision: str = Field("main", min_length=1, description="Git revision of a hub checkpoint: pin it to repeat runs.")
     architecture: Architecture | None = Field(None, description="Sizes of a model trained from scratch.")
     max_length: int = Field(256, ge=4, le=8192, description="Longest text, tokens with [CLS] and [SEP]; longer is cut.")
     dropout: float = Field(0.1, ge=0.0, lt=1.0, description="Dropout of embeddings and feed-forward, probability.")
@@ -312,17 +314,25 @@ class Settings(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Settings:
         if self.training.max_batch_tokens < self.model.max_length:
-            raise ValueError(f"training.max_batch_tokens {self.training.max_batch_tokens} is below model.max_length "
-                             f"{self.model.max_length}: one text must fit into a batch")
+            raise ValueError(
+                f"training.max_batch_tokens {self.training.max_batch_tokens} is below model.max_length "
+                f"{self.model.max_length}: one text must fit into a batch"
+            )
         if self.serving.max_batch_tokens < self.model.max_length:
-            raise ValueError(f"serving.max_batch_tokens {self.serving.max_batch_tokens} is below model.max_length "
-                             f"{self.model.max_length}: one text must fit into a batch")
+            raise ValueError(
+                f"serving.max_batch_tokens {self.serving.max_batch_tokens} is below model.max_length "
+                f"{self.model.max_length}: one text must fit into a batch"
+            )
         if self.training.batch_size < self.search.workers:
-            raise ValueError(f"training.batch_size {self.training.batch_size} is below the {self.search.workers} "
-                             "workers of a trial: each needs at least one text per step")
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is below the {self.search.workers} "
+                "workers of a trial: each needs at least one text per step"
+            )
         if self.search.grace_epochs > self.training.epochs:
-            raise ValueError(f"search.grace_epochs {self.search.grace_epochs} is above training.epochs "
-                             f"{self.training.epochs}: ASHA would never stop a trial; lower it or use scheduler none")
+            raise ValueError(
+                f"search.grace_epochs {self.search.grace_epochs} is above training.epochs "
+                f"{self.training.epochs}: ASHA would never stop a trial; lower it or use scheduler none"
+            )
         self._check_warmup()
         for key, dimension in self.search.space.items():
             ends = dimension.values if isinstance(dimension, Choice) else [dimension.low, dimension.high]
@@ -330,7 +340,9 @@ class Settings(Section):
                 try:
                     self.with_parameters({key: value})
                 except ValueError as error:
-                    raise ValueError(f"search.space.{key}: {value!r} is not a valid value: {_first_line(error)}")
+                    raise ValueError(
+                        f"search.space.{key}: {value!r} is not a valid value: {_first_line(error)}"
+                    ) from None
         return self
 
     def _check_warmup(self) -> None:
@@ -342,7 +354,9 @@ class Settings(Section):
                 f"batches of {training.batch_size} are {training.epochs * math.ceil(texts / training.batch_size)} steps"
             )
         if training.warmup_ratio == 1.0 and training.schedule != "constant":
-            raise ValueError("training.warmup_ratio 1.0 leaves no step for the decay: lower it or set schedule constant")
+            raise ValueError(
+                "training.warmup_ratio 1.0 leaves no step for the decay: lower it or use schedule constant"
+            )
 
     def with_parameters(self, parameters: dict[str, Any]) -> Settings:
         """These settings with a trial's ``parameters`` (dotted name to value) put in, validated again."""

@@ -14,8 +14,10 @@ from serve_app.inference.packing import TokenizedTexts, pack
 from serve_app.inference.saved_model import ModelInfo, write_model_folder
 from serve_app.inference.tokenizing import learn_wordpiece, tokenize
 
-WORDS = ("the a movie film book was is plot acting and but not very good bad great awful boring fine long short "
-         "story cast it i we they liked hated ending start").split()  # fmt: skip
+WORDS = (
+    "the a movie film book was is plot acting and but not very good bad great awful boring fine long short "
+    "story cast it i we they liked hated ending start"
+)
 
 
 def write_tiny_model(
@@ -28,7 +30,7 @@ def write_tiny_model(
     """Writes a saved-model folder with random weights, or with ``rule`` one that answers the last label exactly when
     the text has the word "good" in it, else the first."""
     torch.manual_seed(seed)
-    tokenizer = learn_wordpiece([" ".join(WORDS)] * 4, vocabulary_size=200, max_length=max_length)
+    tokenizer = learn_wordpiece([WORDS] * 4, vocabulary_size=200, max_length=max_length)
     model = new_distilbert(
         layers=1, width=16, heads=2, feed_forward_width=32, vocabulary_size=len(tokenizer), max_length=max_length,
         labels=labels,

@@ -1,1 +1,1 @@
-"""Texts to probabilities, without Ray and without HTTP: packing, attention, models, the saved-model folder, the engine."""
+"""Texts to probabilities, without Ray or HTTP: packing, attention, models, the saved-model folder, the engine."""

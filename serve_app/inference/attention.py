@@ -7,6 +7,7 @@ the group: a call costs about as much as the arithmetic of 100 tokens, so many t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,19 +100,22 @@ def packed_attention(
 
     ``query``, ``key``, ``value``: [1, heads, tokens, head width]. Returns [1, tokens, heads, head width].
     """
-    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [tokens, heads, head width]
+    # [tokens, heads, head width]
+    rows = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
         # Imported here: builds without CUDA may lack the kernel. It has no dropout, so training with attention
         # dropout takes the grouped path below.
         from torch.nn.attention.varlen import varlen_attn
 
-        out = varlen_attn(*rows, plan.cu_seqlens, plan.cu_seqlens, plan.longest, plan.longest, scale=scaling)
+        starts, longest = plan.cu_seqlens, plan.longest
+        out = varlen_attn(rows[0], rows[1], rows[2], starts, starts, longest, longest, scale=scaling)
+        assert isinstance(out, torch.Tensor)
         return out[None], None
     parts = [_attend(group, rows, dropout, scaling) for group in plan.groups]
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
-def _attend(group: TextGroup, rows: list[torch.Tensor], dropout: float, scaling: float | None) -> torch.Tensor:
+def _attend(group: TextGroup, rows: Sequence[torch.Tensor], dropout: float, scaling: float | None) -> torch.Tensor:
     """One group's attention, [tokens of the group, heads, head width]."""
     shape = (group.texts, group.longest, *rows[0].shape[1:])
     taken = [row[group.start : group.stop] for row in rows]

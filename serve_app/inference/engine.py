@@ -122,9 +122,7 @@ class Engine:
             logits = self._model(batch).float()
             return torch.softmax(logits / self.info.temperature, dim=-1).cpu().numpy()
 
-    def predict_tokens(
-        self, tokens: TokenizedTexts, progress: Callable[[int], None] | None = None
-    ) -> np.ndarray:
+    def predict_tokens(self, tokens: TokenizedTexts, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Probabilities, float32 [texts, classes], of tokenised texts.
 
         Batches depend on the lengths alone, so the same texts in the same order give the same bits on one machine.
@@ -153,5 +151,7 @@ class Engine:
             raise ModelFolderError(f"{folder}: the sample has {expected.shape[1]} classes, the model {found.shape[1]}")
         difference, tolerance = float(np.abs(found - expected).max()), _SAMPLE_TOLERANCE[self.precision]
         if difference > tolerance:
-            raise ModelFolderError(f"{folder}: probabilities of the folder's sample are off by {difference:.4f} in "
-                                   f"{self.precision}, at most {tolerance} is accepted; serve it with precision fp32")
+            raise ModelFolderError(
+                f"{folder}: probabilities of the folder's sample are off by {difference:.4f} in "
+                f"{self.precision}, at most {tolerance} is accepted; serve it with precision fp32"
+            )

@@ -70,7 +70,7 @@ def new_distilbert(
 def pretrained_distilbert(
     checkpoint: str,
     *,
-    revision: str | None,
+    revision: str,
     labels: Sequence[str],
     dropout: float = 0.1,
     attention_dropout: float = 0.1,

@@ -46,7 +46,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) 
 
 
 def f1_from_confusion(confusion: np.ndarray, definition: F1Definition, names: Sequence[str]) -> float:
-    """The F1 of ``definition``, 0 to 1. A class that never occurs and is never predicted counts as 0 in the macro mean."""
+    """The F1 of ``definition``, 0 to 1; a class that never occurs and is never predicted has 0 in the macro mean."""
     per_class = _f1_per_class(confusion)
     if definition.average == "macro":
         return float(per_class.mean())
@@ -72,8 +72,10 @@ def classification_scores(
     labels = np.asarray(labels, dtype=np.int64)
     probabilities = np.asarray(probabilities, dtype=np.float64)
     if probabilities.shape != (len(labels), len(names)) or not len(labels):
-        raise ValueError(f"expected probabilities of shape ({len(labels)}, {len(names)}) with at least one row, "
-                         f"found {probabilities.shape}")
+        raise ValueError(
+            f"expected probabilities of shape ({len(labels)}, {len(names)}) with at least one row, "
+            f"found {probabilities.shape}"
+        )
     if not np.isfinite(probabilities).all():
         rows = int((~np.isfinite(probabilities)).any(axis=1).sum())
         raise ValueError(f"{rows} of {len(labels)} texts have a probability that is not finite")

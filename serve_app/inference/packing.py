@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -21,7 +21,7 @@ class TokenizedTexts:
     offsets: np.ndarray
 
     @classmethod
-    def from_lists(cls, texts: Iterable[Sequence[int]]) -> TokenizedTexts:
+    def from_lists(cls, texts: Iterable[Sequence[int] | np.ndarray]) -> TokenizedTexts:
         """The given token ids, text by text."""
         texts = list(texts)
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
@@ -30,6 +30,9 @@ class TokenizedTexts:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):
@@ -44,7 +47,7 @@ class TokenizedTexts:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> TokenizedTexts:
         """The texts at ``indices``, in that order."""
-        return TokenizedTexts.from_lists([self[int(index)] for index in indices])  # type: ignore[misc]
+        return TokenizedTexts.from_lists([self[int(index)] for index in indices])
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,10 @@ class PackedBatch:
         """The same batch on another device."""
         if torch.device(device).type == "cpu":
             return self
-        move = [tensor.to(device, non_blocking=True)
-                for tensor in (self.input_ids, self.position_ids, self.cu_seqlens, self.order)]
+        move = [
+            tensor.to(device, non_blocking=True)
+            for tensor in (self.input_ids, self.position_ids, self.cu_seqlens, self.order)
+        ]
         return PackedBatch(move[0], move[1], move[2], self.lengths, move[3])
 
 

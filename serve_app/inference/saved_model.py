@@ -117,17 +117,20 @@ def read_model(folder: Path) -> PackedDistilBert:
     """The model with its fp32 weights. Raises ModelFolderError if weights are missing, unsound or of other labels."""
     folder, info = Path(folder), read_info(folder)
     config = DistilBertConfig.from_pretrained(folder)
-    labels = tuple(config.id2label[i] for i in range(config.num_labels))
+    labels = tuple(name for _, name in sorted((config.id2label or {}).items()))
     if labels != info.labels:
-        raise ModelFolderError(f"{folder / 'config.json'} has labels {list(labels)}, {INFO_FILE} has "
-                               f"{list(info.labels)}: they must be the same, in the same order")
+        raise ModelFolderError(
+            f"{folder / 'config.json'} has labels {list(labels)}, {INFO_FILE} has "
+            f"{list(info.labels)}: they must be the same, in the same order"
+        )
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         stock = DistilBertForSequenceClassification(config)
     try:
         stock.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True, assign=True)
     except (SafetensorError, RuntimeError) as error:
         raise ModelFolderError(f"{folder / WEIGHTS_FILE} does not hold this model's weights: {error}") from None
-    stock.distilbert.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
+    positions = torch.arange(config.max_position_embeddings)[None]
+    stock.distilbert.embeddings.register_buffer("position_ids", positions, persistent=False)
     return PackedDistilBert(stock.float()).eval()
 
 
@@ -141,8 +144,10 @@ def read_sample(folder: Path) -> tuple[TokenizedTexts, np.ndarray]:
     except (SafetensorError, OSError, KeyError) as error:
         raise ModelFolderError(f"{path} cannot be read: {error!r}") from None
     if len(sample) != len(logits) or not len(sample) or not np.isfinite(logits).all():
-        raise ModelFolderError(f"{path} is not sound: {len(sample)} texts, logits {logits.shape}, finite: "
-                               f"{bool(np.isfinite(logits).all())}")
+        raise ModelFolderError(
+            f"{path} is not sound: {len(sample)} texts, logits {logits.shape}, finite: "
+            f"{bool(np.isfinite(logits).all())}"
+        )
     return sample, logits
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from serve_app.inference.packing import TokenizedTexts
 
 _SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
                    "mask_token": "[MASK]"}  # fmt: skip
+_MOST_CHARACTERS = 1000  # rarer ones become [UNK]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Tokenized:
     truncated: np.ndarray
 
 
-def load_tokenizer(location: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(location: str | Path, revision: str = "main") -> PreTrainedTokenizerFast:
     """The fast tokenizer of a folder or hub id."""
     tokenizer = AutoTokenizer.from_pretrained(str(location), revision=revision, use_fast=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -49,22 +52,43 @@ def tokenize(
     return Tokenized(TokenizedTexts.from_lists(rows), truncated)
 
 
-def learn_wordpiece(texts: Iterable[str], vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
+def learn_wordpiece(texts: Sequence[str], vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece tokenizer in DistilBERT's layout, learnt from ``texts``.
 
     The vocabulary has at most ``vocabulary_size`` entries, fewer for small data; the same texts give the same one.
     """
-    core = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+    vocabulary = _learn_vocabulary(texts, vocabulary_size)
+    core = _core(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    first, separator = (("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"]))
+    core.post_processor = tokenizers.processors.BertProcessing(separator, first)
+    core.add_special_tokens(list(_SPECIAL_TOKENS.values()))
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=max_length, **_SPECIAL_TOKENS)
+
+
+def _core(model: tokenizers.models.WordPiece) -> tokenizers.Tokenizer:
+    core = tokenizers.Tokenizer(model)
     core.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     core.decoder = tokenizers.decoders.WordPiece()
+    return core
+
+
+def _learn_vocabulary(texts: Sequence[str], size: int) -> dict[str, int]:
+    """Entry to id. The library's trainer breaks ties between merges by ids that it deals to the inner characters in
+    the order of a hash table, so two runs differ; naming those characters up front fixes their ids, and the result."""
+    learner = _core(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    counts = Counter(chain.from_iterable(learner.normalizer.normalize_str(text) for text in texts))
+    ranked = sorted((character for character in counts if not character.isspace()), key=lambda c: (-counts[c], c))
+    characters = sorted(ranked[:_MOST_CHARACTERS])
+    specials = list(_SPECIAL_TOKENS.values())
     trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size,
+        vocab_size=size,
         min_frequency=2,
-        special_tokens=list(_SPECIAL_TOKENS.values()),
+        special_tokens=[*specials, *(f"##{character}" for character in characters)],
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
         show_progress=False,
     )
-    core.train_from_iterator(texts, trainer)
-    separator = ("[SEP]", core.token_to_id("[SEP]"))
-    core.post_processor = tokenizers.processors.BertProcessing(separator, ("[CLS]", core.token_to_id("[CLS]")))
-    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=max_length, **_SPECIAL_TOKENS)
+    learner.train_from_iterator(texts, trainer)
+    words = [*specials, *sorted(set(learner.get_vocab()) - set(specials))]
+    return {word: place for place, word in enumerate(words)}

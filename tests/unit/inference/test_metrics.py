@@ -34,7 +34,9 @@ def test_binary_f1_is_of_the_positive_label() -> None:
     labels, probabilities = np.array([0, 0, 0, 1]), np.array([[0.9, 0.1]] * 4)
     names = ["no", "yes"]
     assert classification_scores(labels, probabilities, names, F1Definition("binary", "yes"))["f1"] == 0.0
-    assert classification_scores(labels, probabilities, names, F1Definition("binary", "no"))["f1"] == pytest.approx(6 / 7)
+    assert classification_scores(labels, probabilities, names, F1Definition("binary", "no"))["f1"] == pytest.approx(
+        6 / 7
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -70,8 +70,10 @@ def test_gradients_equal_padded_ones(model: PackedDistilBert) -> None:
     packed, stock = copy.deepcopy(model), copy.deepcopy(model.stock)
     stock.set_attn_implementation("eager")
     packed(pack([tokens[i] for i in range(len(tokens))])).square().sum().backward()
-    total = sum(stock(input_ids=torch.from_numpy(tokens[i].astype(np.int64))[None]).logits.square().sum()
-                for i in range(len(tokens)))
+    total = sum(
+        stock(input_ids=torch.from_numpy(tokens[i].astype(np.int64))[None]).logits.square().sum()
+        for i in range(len(tokens))
+    )
     total.backward()  # type: ignore[union-attr]
     for (name, ours), theirs in zip(packed.stock.named_parameters(), stock.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
@@ -80,7 +82,7 @@ def test_gradients_equal_padded_ones(model: PackedDistilBert) -> None:
 def test_texts_do_not_see_each_other(model: PackedDistilBert) -> None:
     rng = np.random.default_rng(4)
     tokens = tokens_of(rng, [7, 7, 8, 100], 300)
-    changed = TokenizedTexts.from_lists([tokens[0].tolist(), *tokens_of(rng, [7, 9, 130], 300).__iter__()])
+    changed = TokenizedTexts.from_lists([tokens[0], *tokens_of(rng, [7, 9, 130], 300)])
     torch.testing.assert_close(packed_logits(model, tokens)[0], packed_logits(model, changed)[0])
 
 
