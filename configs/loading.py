@@ -211,7 +211,8 @@ def _environment() -> dict[str, Any]:
     except SettingsError:
         ours = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX))
         sections = known - {f"{ENV_PREFIX}HOME"}
-        broken = [name for name in ours if (name.upper() in sections or os.environ[name][:1] in "{[") and not _is_json(name)]
+        complex_values = [name for name in ours if name.upper() in sections or os.environ[name][:1] in ("{", "[")]
+        broken = [name for name in complex_values if not _is_json(name)]
         raise ConfigError(f"environment: {', '.join(broken)} must be a JSON object; a single field is set like "
                           f"{ENV_PREFIX}TRAINING__EPOCHS=2") from None
     return {key: value for key, value in values.items() if value is not None}
