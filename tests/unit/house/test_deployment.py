@@ -1,0 +1,142 @@
+"""cluster.yaml and Dockerfile: valid, pinned, nothing open, nothing secret."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+# Ray's own schema lets any key through under `provider`; these are the ones its AWS provider reads.
+AWS_PROVIDER_KEYS = {
+    "type",
+    "region",
+    "availability_zone",
+    "cache_stopped_nodes",
+    "use_internal_ips",
+    "security_group",
+    "cloudwatch",
+    "aws_credentials",
+    "disable_node_updaters",
+}
+SECRETS = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|(?i:password|secret|api_?key)\s*[:=]\s*\S")
+
+
+def _ray_pin() -> str:
+    match = re.search(r"^ray==(\S+)$", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert match
+    return match[1]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict[str, Any]:
+    """cluster.yaml as Ray completes it, after Ray's own offline validation."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8")))
+    validate_config(config)
+    return config
+
+
+def test_ray_accepts_the_cluster_and_so_do_we(cluster: dict[str, Any]) -> None:
+    assert set(cluster["provider"]) <= AWS_PROVIDER_KEYS
+    assert cluster["available_node_types"][cluster["head_node_type"]]["resources"]["CPU"] == 0, "the head does no work"
+    assert sum(kind["max_workers"] for kind in cluster["available_node_types"].values()) <= cluster["max_workers"]
+
+
+def test_ray_refuses_a_misspelt_key() -> None:
+    """The validation that the test above relies on does look."""
+    import jsonschema
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    values = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))
+    values["available_node_types"]["head"]["min_worker"] = 0
+    with pytest.raises(jsonschema.ValidationError, match="min_worker"):
+        validate_config(prepare_config(values))
+
+
+def test_the_cluster_runs_the_pinned_ray(cluster: dict[str, Any]) -> None:
+    kinds = cluster["available_node_types"].values()
+    images = [cluster["docker"]["image"], *(kind["docker"]["worker_image"] for kind in kinds if "docker" in kind)]
+    for image in images:
+        assert re.fullmatch(rf"rayproject/ray:{re.escape(_ray_pin())}-py311(-gpu)?", image)
+    for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
+        commands = " ".join(cluster[key])
+        assert "nightly" not in commands
+        assert ".whl" not in commands
+        assert "constraints.txt" in commands
+
+
+def test_the_cluster_is_closed(cluster: dict[str, Any]) -> None:
+    starts = [cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]]
+    for commands in starts:
+        start = [command for command in commands if "ray start" in command]
+        assert len(start) == 1
+        assert "RAY_AUTH_MODE=token" in start[0]
+    head = " ".join(starts[0])
+    assert "--dashboard-host=127.0.0.1" in head
+    assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
+    assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "Dockerfile"])
+def test_no_secret_is_written_down(name: str) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    comments_off = "\n".join(line.partition("#")[0] for line in text.splitlines())
+    assert not SECRETS.search(comments_off)
+
+
+def _dockerfile() -> list[tuple[str, str]]:
+    """(INSTRUCTION, rest) of every instruction, continuation lines joined."""
+    text = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [(line.split(maxsplit=1)[0].upper(), line.split(maxsplit=1)[1]) for line in joined.splitlines()]
+
+
+def test_the_image_is_built_from_a_pinned_python() -> None:
+    instructions = _dockerfile()
+    arguments = dict(rest.split("=", 1) for name, rest in instructions if name == "ARG" and "=" in rest)
+    bases = [rest.split()[0] for name, rest in instructions if name == "FROM"]
+    assert len(bases) == 2, "one stage builds, the other runs"
+    for base in bases:
+        for key, value in arguments.items():
+            base = base.replace(f"${{{key}}}", value)
+        assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", base)
+
+
+def test_the_image_installs_the_pinned_versions() -> None:
+    instructions = _dockerfile()
+    environment = " ".join(rest for name, rest in instructions if name == "ENV")
+    assert "PIP_CONSTRAINT=/source/constraints.txt" in environment
+    installs = [rest for name, rest in instructions if name == "RUN" and "pip install" in rest]
+    assert installs
+    assert not [install for install in installs if "://" in install]
+    assert not [name for name, _ in instructions if name == "ADD"]
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    last_stage = _dockerfile()
+    last_stage = last_stage[max(i for i, (name, _) in enumerate(last_stage) if name == "FROM") :]
+    users = [rest for name, rest in last_stage if name == "USER"]
+    assert users
+    assert users[-1] not in ("root", "0")
+    assert last_stage[-1][0] == "CMD", "nothing follows that could change the user"
+
+
+def test_what_the_image_copies_is_there_and_sent_to_the_build() -> None:
+    ignore = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    sent = [line[1:].rstrip("/") for line in ignore if line.startswith("!")]
+    assert "*" in ignore
+    for name, rest in _dockerfile():
+        if name != "COPY" or "--from" in rest:
+            continue
+        *paths, _ = [word for word in rest.split() if not word.startswith("--")]
+        for path in paths:
+            assert (REPOSITORY / path).exists(), f"{path} is copied and does not exist"
+            assert any(fnmatch.fnmatch(path, pattern) for pattern in sent), f".dockerignore keeps {path} back"

@@ -1,0 +1,95 @@
+"""What the documents promise exists: make targets, commands, configs, and no trace of one machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.loading import load_settings
+from configs.schema import Settings
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
+RAY_CONFIGS = {"serve.yaml"}  # in Ray's schema, not ours
+
+# Written so that this file does not match itself.
+MACHINE = re.compile(r"/(?:[w]ork|[r]oot|[U]sers)/|/home/(?!ray\b|trialgate\b)\w+/|/tmp/[d]ev\b")
+
+
+def _text(name: str) -> str:
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def _targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z-]*):", _text("Makefile"), re.MULTILINE))
+
+
+def test_the_makefile_has_what_is_promised() -> None:
+    assert {"quickstart", "test", "test-all", "lint", "clean", "help"} <= _targets()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_make_target_of_the_documents_exists(document: str) -> None:
+    code = re.findall(r"```.*?```|`[^`\n]+`", _text(document), re.DOTALL)
+    named = {target for block in code for target in re.findall(r"\bmake ([a-z][a-z-]*)", block)}
+    assert named, f"{document} names no make target"
+    assert named <= _targets()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_module_that_the_documents_run_exists(document: str) -> None:
+    for module in set(re.findall(r"python -m ((?:gate|ray_jobs|serve_app|configs)[\w.]*)", _text(document))):
+        path = REPOSITORY.joinpath(*module.split("."))
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"{document}: python -m {module}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_that_the_documents_link_to_exists(document: str) -> None:
+    for link in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", _text(document)):
+        assert (REPOSITORY / link).exists(), f"{document} links to {link}"
+
+
+def _shipped() -> list[Path]:
+    return sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+
+def test_the_promised_configs_ship() -> None:
+    assert {"quickstart.yaml", "imdb.yaml", "serving.yaml", "serve.yaml"} <= {path.name for path in _shipped()}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in _shipped() if path.name not in RAY_CONFIGS], ids=lambda path: path.name
+)
+def test_every_shipped_config_loads_by_its_bare_name(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    local = load_settings(path.name, on_cluster=False)
+    on_cluster = load_settings(path.name, ["tracking.uri=http://mlflow:5000"], on_cluster=True)
+    assert isinstance(local, Settings)
+    assert on_cluster.training == local.training
+
+
+def test_the_serve_config_is_valid_and_listens_on_loopback() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    values = yaml.safe_load(_text("configs/serve.yaml"))
+    ServeDeploySchema.model_validate(values)
+    assert values["http_options"]["host"] == "127.0.0.1"
+    for application in values["applications"]:
+        name = application["args"]["config"]
+        assert (REPOSITORY / "configs" / name).is_file(), "a bare name works wherever the application is built"
+
+
+def test_no_file_knows_the_machine_it_was_written_on() -> None:
+    folders = ["configs", "gate", "ray_jobs", "serve_app", "tests", ".ci", ".github"]
+    files = [path for path in REPOSITORY.iterdir() if path.is_file()]
+    files += [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
+    for path in files:
+        if "__pycache__" in path.parts:
+            continue
+        found = MACHINE.search(path.read_text(encoding="utf-8", errors="replace"))
+        assert not found, f"{path.relative_to(REPOSITORY)} names {found[0]}"
