@@ -84,8 +84,9 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
     os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
     os.environ["MLFLOW_LOG_UV_FILES"] = "false"  # it would upload the working directory's pyproject.toml
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     _probe(uri)
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.utils.requirements_utils"):
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uv_utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     import mlflow
     from mlflow.exceptions import MlflowException

@@ -1,0 +1,214 @@
+"""The gate on the command line: ``python -m gate check|promote|rollback|status|history``.
+
+Exit codes: 0 done, 2 bad usage or no such run, version or model, 3 blocked, 4 MLflow cannot be reached, 130
+interrupted, 1 a bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from configs.exit_codes import ExitCode
+from configs.loading import ConfigError, describe_validation_error, load_settings
+from configs.schema import Settings, TrackingConfig
+from gate.console import run_command
+from gate.decision import Decision, GateUsageError
+from serve_app.mlflow_client import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Result = tuple[dict[str, Any], list[str], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("gate").setLevel(logging.INFO)
+    commands = {"check": _check, "promote": _promote, "rollback": _rollback, "status": _status, "history": _history}
+
+    def work() -> Result:
+        document, lines, code = commands[arguments.command](arguments)
+        if code == ExitCode.BLOCKED and arguments.blocked_ok:
+            code = ExitCode.OK
+        return document, lines, code
+
+    return run_command(work, as_json=arguments.json, json_file=arguments.json_file)
+
+
+def _check(arguments: argparse.Namespace) -> Result:
+    from gate import promotion
+
+    client, candidate, settings = _candidate(arguments)
+    return _decided(promotion.check(client, settings, candidate=candidate))
+
+
+def _promote(arguments: argparse.Namespace) -> Result:
+    if arguments.force and not (arguments.reason or "").strip():
+        raise GateUsageError("--force needs a reason for the record: add --reason TEXT")
+    from gate import promotion
+
+    client, candidate, settings = _candidate(arguments)
+    decision = promotion.promote(client, settings, candidate=candidate, force=arguments.force, reason=arguments.reason)
+    return _decided(decision)
+
+
+def _rollback(arguments: argparse.Namespace) -> Result:
+    from gate import promotion
+
+    client, settings = _connected(arguments)
+    name = _model_name(client, settings, arguments.model_name)
+    return _decided(promotion.rollback(client, name, to=arguments.to, reason=arguments.reason))
+
+
+def _status(arguments: argparse.Namespace) -> Result:
+    from gate import promotion
+
+    client, settings = _connected(arguments)
+    promotion.repair(client)
+    name = _model_name(client, settings, arguments.model_name)
+    document = promotion.status(client, name)
+    production, previous = document["production"], document["previous"]
+    lines = [f"model       {name}"]
+    if production is None:
+        lines.append("production  none yet")
+    else:
+        f1 = "unknown F1" if production["f1"] is None else f"F1 {production['f1']:.4f}"
+        lines.append(
+            f"production  version {production['version']}, {f1}, since {production['production_since']}, "
+            f"run {production['run_id']}"
+        )
+    lines.append(f"previous    {'none' if previous is None else 'version ' + previous['version']}")
+    return document, lines + _table(document["decisions"]), ExitCode.OK
+
+
+def _history(arguments: argparse.Namespace) -> Result:
+    from gate import audit
+
+    client, settings = _connected(arguments)
+    name = _model_name(client, settings, arguments.model_name)
+    decisions = audit.history(client, name)
+    lines = _table(decisions) or [f"no decisions about model {name} yet"]
+    return {"model_name": name, "decisions": decisions}, lines, ExitCode.OK
+
+
+def _connected(arguments: argparse.Namespace) -> tuple[MlflowClient, Settings]:
+    settings = load_settings(arguments.config, arguments.set)
+    if arguments.model_name is not None:
+        settings.tracking = _named(settings.tracking, arguments.model_name)
+    return connect(settings.tracking), settings
+
+
+def _named(tracking: TrackingConfig, name: str) -> TrackingConfig:
+    try:
+        return TrackingConfig.model_validate({**tracking.model_dump(), "model_name": name})
+    except ValidationError as error:
+        raise ConfigError(f"--model-name: {describe_validation_error(error)}") from None
+
+
+def _candidate(arguments: argparse.Namespace) -> tuple[MlflowClient, Any, Settings]:
+    """The candidate and the settings to judge it by: its search's, with the command line's on top."""
+    from gate.candidates import find_candidate
+
+    client, settings = _connected(arguments)
+    if arguments.run_id is not None:
+        candidate = find_candidate(client, run_id=arguments.run_id)
+        effective = candidate.effective_settings(arguments.config, arguments.set)
+    else:
+        name = _model_name(client, settings, arguments.model_name)
+        candidate = find_candidate(client, version=arguments.version, model_name=name)
+        effective = candidate.effective_settings(arguments.config, arguments.set)
+        effective.tracking = _named(effective.tracking, name)
+    if arguments.model_name is not None:
+        effective.tracking = _named(effective.tracking, arguments.model_name)
+    return client, candidate, effective
+
+
+def _model_name(client: MlflowClient, settings: Settings, flag: str | None) -> str:
+    """The model that is meant: named by flag or settings, else the only one there is.
+
+    A name that nothing is known of is refused, unless nothing is known of any: then the first one is yet to come.
+    """
+    from gate import audit, registry
+
+    wanted = flag or settings.tracking.model_name
+    if registry.find_model(client, wanted) is not None:
+        return wanted
+    registered = registry.model_names(client)
+    default = TrackingConfig().model_name
+    if flag is None and wanted == default and len(registered) == 1:
+        return registered[0]
+    known = sorted({*registered, *audit.known_names(client)})
+    if wanted in known or (not known and flag is None):
+        return wanted
+    there = f"there are: {', '.join(known)}" if known else "no model is registered yet"
+    raise GateUsageError(f"model '{wanted}' does not exist; {there}. Name one with --model-name or tracking.model_name")
+
+
+def _decided(decision: Decision) -> Result:
+    document = decision.model_dump(mode="json")
+    version = decision.model_version
+    heading = {
+        "would_promote": "would be promoted",
+        "promoted": f"promoted: version {version} of {decision.model_name} is production",
+        "forced": f"promoted by force: version {version} of {decision.model_name} is production",
+        "rolled_back": f"rolled back: version {version} of {decision.model_name} is production",
+        "blocked": "blocked",
+    }[decision.decision]
+    lines = [heading, f"  {decision.reason}"]
+    for check in decision.checks:
+        mark = "ok" if check.passed else "overridden" if check.forced else "failed"
+        lines.append(f"  [{mark}] {check.name}: {check.message}")
+    if decision.decision_id:
+        lines.append(f"  recorded as run {decision.decision_id}")
+    return document, lines, decision.exit_code
+
+
+def _table(decisions: list[dict[str, Any]]) -> list[str]:
+    """Decisions as lines, newest first."""
+    rows = []
+    for entry in decisions:
+        f1, baseline = (("-" if entry[key] is None else f"{entry[key]:.4f}") for key in ("f1", "baseline_f1"))
+        when, version = (entry["decided_at"] or "")[:19], entry["model_version"] or "-"
+        rows.append(
+            f"{when:19}  {entry['decision']:11}  version {version:>4}  F1 {f1} against {baseline}  "
+            f"{entry['decided_by'] or '-'}  {entry['reason'] or ''}"
+        )
+    return rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gate", description="Decides which model is in production.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser("check", help="the decision, without acting on it")
+    promote = commands.add_parser("promote", help="decide, register if need be, and promote")
+    for command in (check, promote):
+        which = command.add_mutually_exclusive_group(required=True)
+        which.add_argument("--run-id", metavar="R", help="a trial's run, or a search's (then its best trial)")
+        which.add_argument("--version", metavar="N", help="a registered version")
+    promote.add_argument("--force", action="store_true", help="promote against the verdict; needs --reason")
+    promote.add_argument("--reason", metavar="TEXT", help="recorded with the decision")
+    rollback = commands.add_parser("rollback", help="production goes back to an earlier version")
+    rollback.add_argument("--to", metavar="N", help="the version to go back to; default: the previous one")
+    rollback.add_argument("--reason", metavar="TEXT", help="recorded with the decision")
+    status = commands.add_parser("status", help="what is in production, and the decisions")
+    history = commands.add_parser("history", help="every decision, newest first")
+    for command in (check, promote, rollback, status, history):
+        command.add_argument("--model-name", metavar="NAME", help="the registered model; default: tracking.model_name")
+        command.add_argument("--config", metavar="FILE", help="settings: bare name, path or URL")
+        command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; repeatable")
+        command.add_argument("--json", action="store_true", help="print exactly one JSON document")
+        command.add_argument("--json-file", metavar="PATH_OR_URL", help="write that document there")
+        command.add_argument("--blocked-ok", action="store_true", help="exit 0 when blocked")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

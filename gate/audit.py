@@ -1,0 +1,188 @@
+"""The history of decisions: each one is an MLflow run of its own in the experiment ``trialgate-decisions``.
+
+A decision that changes something is written before it is carried out: its run is RUNNING, names its owner and the step
+it is at, and ends when everything is done. So whatever interrupts it, the next gate command knows what to finish or
+undo (``promotion.repair``).
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from gate.decision import Decision
+from serve_app import mlflow_client as names
+from serve_app.mlflow_client import ensure_experiment, is_orphan, owner_tags
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT: Final = "trialgate-decisions"
+DECISION_FILE: Final = "decision.json"
+INTENT_FILE: Final = "intent.json"  # the decision before it is carried out
+UNDONE: Final = "undone"
+
+STEP: Final = "trialgate.step"
+INTENT: Final = "trialgate.intent"  # what the run is about to do; DECISION is set when it is done
+CANDIDATE_EXPERIMENT: Final = "trialgate.candidate_experiment_id"
+REASON: Final = "trialgate.reason"
+_FIELDS: Final = {
+    "action": "trialgate.action",
+    "model_version": "trialgate.model_version",
+    "baseline_version": "trialgate.baseline_version",
+    "production_version": "trialgate.production_version",
+    "run_id": "trialgate.candidate_run_id",
+    "parent_run_id": "trialgate.candidate_parent_run_id",
+    "f1": "trialgate.f1",
+    "baseline_f1": "trialgate.baseline_f1",
+    "minimum_f1": "trialgate.minimum_f1",
+    "test_digest": names.TEST_DIGEST,
+    "forced_reason": "trialgate.forced_reason",
+    "decided_at": "trialgate.decided_at",
+    "decided_by": "trialgate.decided_by",
+}
+_NUMBERS: Final = ("f1", "baseline_f1", "minimum_f1")
+_TAG_LIMIT: Final = 5000  # characters; MLflow takes 8000 bytes or fewer, depending on the store
+
+
+def now() -> str:
+    """UTC with microseconds, ISO 8601: sorts as text."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def who() -> str:
+    """The account and host of this process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # containers run under numbers that have no name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def begin(client: MlflowClient, decision: Decision, experiment_id: str | None) -> Decision:
+    """Opens the run of ``decision`` and returns it with id, time and author. ``experiment_id``: the candidate's."""
+    decision = decision.model_copy(update={"decided_at": now(), "decided_by": who()})
+    tags = {
+        names.KIND: names.KIND_DECISION,
+        names.MODEL_NAME: decision.model_name,
+        INTENT: decision.decision,
+        STEP: "begun",
+        "mlflow.runName": f"{decision.action} {decision.model_name}",
+        **_tags(decision),
+        **owner_tags(),
+    }
+    if experiment_id is not None:
+        tags[CANDIDATE_EXPERIMENT] = experiment_id
+    run = client.create_run(ensure_experiment(client, EXPERIMENT), tags=tags)
+    decision = decision.model_copy(update={"decision_id": run.info.run_id})
+    _write(client, decision, INTENT_FILE)
+    return decision
+
+
+def step(client: MlflowClient, decision: Decision, name: str) -> None:
+    """Notes what is done next."""
+    assert decision.decision_id is not None
+    client.set_tag(decision.decision_id, STEP, name)
+
+
+def finish(client: MlflowClient, decision: Decision) -> None:
+    """Closes the decision's run: from now on it is history."""
+    from mlflow.entities import Metric, RunTag
+
+    assert decision.decision_id is not None
+    _write(client, decision, DECISION_FILE)
+    moment = int(datetime.now(UTC).timestamp() * 1000)
+    metrics = [Metric(name, value, moment, 0) for name in _NUMBERS if (value := getattr(decision, name)) is not None]
+    tags = {**_tags(decision), names.DECISION: decision.decision, STEP: "done"}
+    client.log_batch(decision.decision_id, metrics, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.set_terminated(decision.decision_id, "FINISHED")
+
+
+def abandon(client: MlflowClient, decision_id: str, reason: str) -> None:
+    """Closes the run of a decision that was not carried out and left nothing behind."""
+    from mlflow.entities import RunTag
+
+    tags = {names.DECISION: UNDONE, REASON: reason[:_TAG_LIMIT], STEP: UNDONE}
+    client.log_batch(decision_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.set_terminated(decision_id, "KILLED")
+
+
+def load(client: MlflowClient, decision_id: str) -> Decision | None:
+    """The decision that the run is about to carry out; None if it was interrupted before that was written."""
+    with tempfile.TemporaryDirectory(prefix="trialgate-decision-") as folder:
+        if INTENT_FILE not in [file.path for file in client.list_artifacts(decision_id)]:
+            return None
+        path = client.download_artifacts(decision_id, INTENT_FILE, folder)
+        try:
+            return Decision.model_validate_json(Path(path).read_bytes())
+        except ValueError:  # half written
+            return None
+
+
+def interrupted(client: MlflowClient) -> list[Run]:
+    """Runs of decisions whose process is gone, oldest first."""
+    running = _search(client, "attributes.status = 'RUNNING'")
+    return [run for run in reversed(running) if is_orphan(run.data.tags)]
+
+
+def history(client: MlflowClient, model_name: str) -> list[dict[str, Any]]:
+    """Every decision about ``model_name``, newest first, as plain values."""
+    return [_entry(run) for run in _search(client, f"tags.`{names.MODEL_NAME}` = '{model_name}'")]
+
+
+def known_names(client: MlflowClient) -> list[str]:
+    """Names of the models that were ever decided about."""
+    return sorted({run.data.tags.get(names.MODEL_NAME, "") for run in _search(client, "")} - {""})
+
+
+def _search(client: MlflowClient, condition: str) -> list[Run]:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return []
+    own = f"tags.`{names.KIND}` = '{names.KIND_DECISION}'"
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment.experiment_id],
+            filter_string=f"{own} and {condition}" if condition else own,
+            max_results=1000,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        runs.extend(page)
+        token = page.token
+        if not token:
+            return runs
+
+
+def _entry(run: Run) -> dict[str, Any]:
+    tags = run.data.tags
+    entry: dict[str, Any] = {
+        "decision": tags.get(names.DECISION, "in_progress"),
+        "reason": tags.get(REASON),
+        "model_name": tags.get(names.MODEL_NAME),
+        "decision_id": run.info.run_id,
+    }
+    for field, tag in _FIELDS.items():
+        entry[field] = tags.get(tag)
+    for field in _NUMBERS:
+        entry[field] = None if entry[field] is None else float(entry[field])
+    return entry
+
+
+def _tags(decision: Decision) -> dict[str, str]:
+    values = decision.model_dump()
+    tags = {tag: str(values[field])[:_TAG_LIMIT] for field, tag in _FIELDS.items() if values[field] is not None}
+    return {**tags, REASON: decision.reason[:_TAG_LIMIT]}
+
+
+def _write(client: MlflowClient, decision: Decision, file: str) -> None:
+    assert decision.decision_id is not None
+    client.log_text(decision.decision_id, decision.model_dump_json(indent=2), file)

@@ -1,0 +1,64 @@
+"""The two pictures of a score: confusion matrix and precision-recall curve. No pyplot, so no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_MOST_NAMES = 30  # more class names than this cannot be read in a picture
+
+
+def confusion_figure(confusion: Sequence[Sequence[int]], names: Sequence[str], title: str) -> Figure:
+    """Counts [classes, classes], rows are true classes; colour is the share of the row."""
+    counts = np.asarray(confusion, dtype=np.int64)
+    size = float(np.clip(2.5 + 0.6 * len(names), 4.0, 14.0))
+    figure = Figure(figsize=(size + 1.0, size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    if len(names) <= _MOST_NAMES:
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "white" if share > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    return figure
+
+
+def precision_recall_figure(
+    labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str], positive: str | None, title: str
+) -> Figure:
+    """One curve for the class ``positive``, or one per class against the rest. ``probabilities``: [texts, classes]."""
+    figure = Figure(figsize=(6.5, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shown = [positive] if positive is not None else list(names)
+    for name in shown:
+        column = list(names).index(name)
+        precision, recall = precision_recall_curve(labels == column, probabilities[:, column])
+        axes.step(recall, precision, where="post", label=name)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
+    if len(shown) <= _MOST_NAMES:
+        legend = axes.legend(loc="lower left")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    axes.grid(visible=True, alpha=0.3)
+    return figure
+
+
+def precision_recall_curve(is_class: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall at every distinct threshold, from the highest down. ``is_class``: bool [texts].
+
+    Without a text of the class, recall is 0 everywhere.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(is_class[order])
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # texts with equal scores come together
+    found = hits[ends]
+    return found / (ends + 1), found / max(int(is_class.sum()), 1)

@@ -1,0 +1,219 @@
+"""The model registry: versions, the two aliases, and registering a saved-model folder as a version.
+
+Everything goes through ``MlflowClient``, never through MLflow's global "active run".
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from serve_app import mlflow_client as names
+from serve_app.mlflow_client import PREVIOUS, PRODUCTION, is_unreachable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+
+NOT_FOUND: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+REGISTERED_BY: Final = "trialgate.registered_by"  # id of the decision that made the version (or the model)
+LOADER: Final = "serve_app.pyfunc_model"
+_REQUIREMENTS: Final = ("mlflow", "numpy", "pandas", "safetensors", "tokenizers", "torch", "transformers")
+
+
+def find_model(client: MlflowClient, name: str) -> Any | None:
+    """The registered model ``name`` with its aliases, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" and not is_unreachable(error):
+            return None
+        raise
+
+
+def get_version(client: MlflowClient, name: str, version: str) -> ModelVersion | None:
+    """Version ``version`` of model ``name``, or None if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code in NOT_FOUND and not is_unreachable(error):
+            return None
+        raise
+
+
+def aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version under ``alias``, or None if no version has it.
+
+    An alias whose version cannot be read raises: that is not the same as none.
+    """
+    model = find_model(client, name)
+    version = (model.aliases if model else {}).get(alias)
+    return None if version is None else client.get_model_version(name, str(version))
+
+
+def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """Every version of the model, oldest first."""
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name='{name}'", max_results=200, page_token=token)
+        found.extend(page)
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: int(version.version))
+
+
+def model_names(client: MlflowClient) -> list[str]:
+    """Names of the registered models that Trialgate made."""
+    found: list[str] = []
+    token = None
+    while True:
+        page = client.search_registered_models(max_results=200, page_token=token)
+        found.extend(model.name for model in page if names.KIND in (model.tags or {}))
+        token = page.token
+        if not token:
+            return sorted(found)
+
+
+def with_weights(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
+    """The newest version whose weights have this digest, or None."""
+    if find_model(client, name) is None:
+        return None
+    same = [version for version in versions(client, name) if version.tags.get(names.WEIGHTS_DIGEST) == digest]
+    return same[-1] if same else None
+
+
+def best_previous(client: MlflowClient, name: str, production: str) -> ModelVersion | None:
+    """The latest earlier production version that is not rolled back, or None."""
+    eligible = [version for version in versions(client, name) if str(version.version) != production
+                and names.PRODUCTION_SINCE in version.tags and names.ROLLED_BACK not in version.tags]  # fmt: skip
+    return max(eligible, key=lambda version: version.tags[names.PRODUCTION_SINCE], default=None)
+
+
+def renew_previous(client: MlflowClient, name: str, production: str) -> str | None:
+    """Lets the alias ``previous`` say what ``best_previous`` says. Returns that version."""
+    target = best_previous(client, name, production)
+    model = find_model(client, name)
+    current = (model.aliases if model else {}).get(PREVIOUS)
+    if target is None:
+        if current is not None:
+            client.delete_registered_model_alias(name, PREVIOUS)
+        return None
+    if str(current) != str(target.version):
+        client.set_registered_model_alias(name, PREVIOUS, str(target.version))
+    return str(target.version)
+
+
+def register(
+    client: MlflowClient,
+    name: str,
+    folder: Path,
+    *,
+    run_id: str,
+    experiment_id: str,
+    decision_id: str,
+    tags: dict[str, str],
+) -> ModelVersion:
+    """Registers the saved-model folder as a new version of ``name``, made if need be.
+
+    Model, logged model and version carry ``decision_id`` (REGISTERED_BY) from the first moment, so that
+    ``unregister`` finds whatever a crash left.
+    """
+    from mlflow.exceptions import MlflowException
+
+    mark = {REGISTERED_BY: decision_id}
+    if find_model(client, name) is None:
+        try:
+            client.create_registered_model(name, tags={names.KIND: names.KIND_MODEL, **mark})
+        except MlflowException as error:  # somebody else was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+    logged = client.create_logged_model(experiment_id, name="model", source_run_id=run_id, tags={**tags, **mark})
+    with tempfile.TemporaryDirectory(prefix="trialgate-model-") as temporary:
+        path = Path(temporary) / "model"
+        save_pyfunc(folder, path, run_id=run_id, model_id=logged.model_id)
+        client.log_model_artifacts(logged.model_id, str(path))
+    client.finalize_logged_model(logged.model_id, "READY")
+    return client.create_model_version(
+        name, f"models:/{logged.model_id}", run_id=run_id, model_id=logged.model_id, tags={**tags, **mark}
+    )
+
+
+def unregister(client: MlflowClient, name: str, experiment_ids: list[str], decision_id: str) -> list[str]:
+    """Removes what ``register`` left for a decision that was not carried out. Returns what was removed, in words.
+
+    A version that was in production at any time, or has an alias, stays.
+    """
+    removed = []
+    model = find_model(client, name)
+    if model is not None:
+        own = [version for version in versions(client, name) if version.tags.get(REGISTERED_BY) == decision_id]
+        kept = {str(version) for version in model.aliases.values()}
+        for version in own:
+            if names.PRODUCTION_SINCE in version.tags or str(version.version) in kept:
+                continue
+            client.delete_model_version(name, str(version.version))
+            removed.append(f"version {version.version}")
+    if experiment_ids:
+        for logged in client.search_logged_models(experiment_ids, f"tags.`{REGISTERED_BY}` = '{decision_id}'"):
+            client.delete_logged_model(logged.model_id)
+            removed.append(f"logged model {logged.model_id}")
+    if model is not None and model.tags.get(REGISTERED_BY) == decision_id and not versions(client, name):
+        client.delete_registered_model(name)
+        removed.append(f"registered model {name}")
+    return removed
+
+
+def save_pyfunc(folder: Path, path: Path, *, run_id: str | None = None, model_id: str | None = None) -> None:
+    """Writes an MLflow model to ``path`` whose ``data/`` holds the saved-model folder as it is. Nothing is pickled."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    with warnings.catch_warnings():
+        # MLflow asks for an input example, with which it would load and run the model while logging it.
+        warnings.filterwarnings("ignore", message=".*input example.*")
+        mlflow.pyfunc.save_model(
+            path=str(path),
+            loader_module=LOADER,
+            data_path=str(folder),
+            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
+            signature=signature(),
+            pip_requirements=requirements(),
+        )
+
+
+def signature() -> ModelSignature:
+    """A column ``text`` in; ``label``, ``score`` and ``probabilities`` (class name to probability) out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Map
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "text")]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.double, "score"),
+                ColSpec(Map(DataType.double), "probabilities"),
+            ]
+        ),
+    )
+
+
+def requirements() -> list[str]:
+    """Exact versions of the packages that the model was scored with. Trialgate itself is on no package index."""
+    # "2.13.0+cpu" names a build that the package index does not have.
+    return [f"{package}=={importlib.metadata.version(package).partition('+')[0]}" for package in _REQUIREMENTS]
+
+
+def promote_alias(client: MlflowClient, name: str, version: str) -> None:
+    """Makes ``version`` production. The one call that users notice; everything before it can be undone."""
+    client.set_registered_model_alias(name, PRODUCTION, version)
