@@ -191,13 +191,16 @@ def save_pyfunc(folder: Path, path: Path, *, run_id: str | None = None, model_id
 
 
 def signature() -> ModelSignature:
-    """A column ``text`` in; ``label``, ``score`` and ``probabilities`` (class name to probability) out."""
+    """One column of texts in; ``label``, ``score`` and ``probabilities`` (class name to probability) out.
+
+    The input column has no name, because MLflow then takes plain lists as well as a column of any name.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Map
 
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "text")]),
+        inputs=Schema([ColSpec(DataType.string)]),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "label"),

@@ -38,12 +38,11 @@ class TextClassifier:
 
 def _texts(model_input: Any) -> list[str]:
     if isinstance(model_input, pd.DataFrame):
-        if "text" not in model_input.columns:
-            raise ValueError(f"the input needs a column 'text', found {list(map(str, model_input.columns))}")
-        model_input = model_input["text"]
-    elif isinstance(model_input, dict):
-        model_input = model_input.get("text")
-    texts = [model_input] if isinstance(model_input, str) else list(model_input if model_input is not None else [None])
+        columns = list(model_input.columns)
+        if "text" not in columns and len(columns) != 1:
+            raise ValueError(f"the input needs a column 'text', found {list(map(str, columns))}")
+        model_input = model_input["text" if "text" in columns else columns[0]]
+    texts = [model_input] if isinstance(model_input, str) else list(model_input)
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"text {place} is {type(text).__name__}, expected str")
