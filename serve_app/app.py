@@ -1,0 +1,104 @@
+"""Puts the application together: gateway -> classifier, and the board that both report to.
+
+``build`` is what Ray's deploy files and ``serve run serve_app.app:build config=FILE`` import. Everything is resolved
+here, once: settings, paths and keys; the deployments get plain values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from configs.loading import load_settings
+from configs.schema import Settings
+from serve_app.api import digest_keys
+from serve_app.board import Board
+from serve_app.classifier import ClassifierReplica
+from serve_app.gateway import GatewayReplica
+
+APP_NAME = "trialgate"
+_KEYS_VARIABLE = "SERVE_API_KEYS"
+# Requests in work in one replica beyond what it admits, so that the replica itself can refuse, with our error.
+_ROOM_TO_REFUSE = 64
+_GATEWAY_REQUESTS = 4096  # in work in one gateway: far more than are ever admitted, so that nothing queues before it
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application for ``args``: ``config`` (bare name, absolute path or URL; default serving.yaml) and any
+    setting by its dotted name, such as ``serving.max_replicas=2``. Raises ConfigError."""
+    overrides = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in args.items()
+        if name != "config"
+    ]
+    return application(load_settings(args.get("config", "serving.yaml"), overrides))
+
+
+def application(settings: Settings) -> Application:
+    """The application for resolved ``settings`` (see ``load_settings``), with the API keys of SERVE_API_KEYS."""
+    serving = settings.serving
+    plain = settings.model_dump(mode="json")
+    drain: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": serving.drain_timeout_s,
+        "graceful_shutdown_wait_loop_s": 0.2,
+    }
+    # Ray types what `deployment` returns as the decorator that it is without a class.
+    board: Any = serve.deployment(
+        Board,
+        name="board",
+        num_replicas=1,
+        max_ongoing_requests=10_000,  # every replica has one call open all the time
+        graceful_shutdown_timeout_s=min(2.0, serving.drain_timeout_s),
+        graceful_shutdown_wait_loop_s=0.2,
+        ray_actor_options={"num_cpus": 0},
+    )
+    classifier: Any = serve.deployment(
+        ClassifierReplica,
+        name="classifier",
+        max_ongoing_requests=serving.max_concurrent_texts + _ROOM_TO_REFUSE,
+        max_queued_requests=_ROOM_TO_REFUSE,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": serving.cpus_per_replica, "num_gpus": serving.gpus_per_replica},
+        **_scale(serving.min_replicas, serving.max_replicas, serving.target_ongoing_requests),
+        **drain,
+    )
+    # No CPU is reserved for the gateways: they wait most of the time, and two of them must fit beside two classifiers
+    # on two cores.
+    gateway: Any = serve.deployment(
+        serve.ingress()(GatewayReplica),
+        name="gateway",
+        num_replicas=serving.gateway_replicas,
+        max_ongoing_requests=_GATEWAY_REQUESTS,
+        max_queued_requests=_GATEWAY_REQUESTS,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": 0},
+        **drain,
+    )
+    keys = digest_keys(os.environ.get(_KEYS_VARIABLE, ""))
+    bound_board = board.bind()
+    bound: Application = gateway.bind(plain, keys, classifier.bind(plain, bound_board), bound_board)
+    return bound
+
+
+def start_draining(app_name: str = APP_NAME) -> None:
+    """From now on the running application refuses predictions with 503 draining; what is in work is finished."""
+    board: DeploymentHandle[Any] = serve.get_deployment_handle("board", app_name)
+    board.drain.remote().result(timeout_s=5)
+
+
+def _scale(fewest: int, most: int, target_ongoing_requests: float) -> dict[str, Any]:
+    if fewest == most:
+        return {"num_replicas": fewest}
+    return {
+        "autoscaling_config": {
+            "min_replicas": fewest,
+            "max_replicas": most,
+            "target_ongoing_requests": target_ongoing_requests,
+        }
+    }

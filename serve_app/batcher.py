@@ -1,0 +1,244 @@
+"""Dynamic batching without timers: a batch is formed the moment the model is free, from what waits then.
+
+Requests wait in the order of their arrival. The next batch always has the oldest text in it, then takes later ones in
+order while they fit the budget of tokens (their sum: there is no padding) and of texts; one that does not fit may be
+passed over, the oldest never. So nothing waits for a timer while the model is idle, batches grow by themselves while
+it is busy, and no text starves. What is cancelled or past its deadline is dropped before the forward pass. When a
+forward pass fails, its batch is halved until the culprit stands alone: its neighbours get their answers.
+
+Plain asyncio, one event loop, no Ray and no model: ``run`` is any function of a list of items, called in ``executor``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+class DeadlineExceeded(Exception):
+    """The deadline passed while the request waited."""
+
+
+class BatcherClosed(Exception):
+    """The batcher takes nothing new: it is shutting down."""
+
+
+class Admission:
+    """How many texts may be in work at once. All the texts of a request get in, or none does."""
+
+    def __init__(self, max_texts: int) -> None:
+        self.max_texts = max_texts
+        self.held = 0
+
+    def try_acquire(self, texts: int) -> bool:
+        """Takes ``texts`` places, or none and returns False."""
+        if self.held + texts > self.max_texts:
+            return False
+        self.held += texts
+        return True
+
+    def release(self, texts: int) -> None:
+        """Gives ``texts`` places back."""
+        self.held -= texts
+        if self.held < 0:
+            raise RuntimeError("more places were released than were taken")
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """One forward pass, for the metrics: how many texts and tokens, how long it took, seconds."""
+
+    texts: int
+    tokens: int
+    forward_s: float
+    queue_s: tuple[float, ...]  # of each text: from its arrival to the start of this pass
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """Results in the order of the items, with the request's waiting and computing time, seconds."""
+
+    results: list[Result]
+    queue_s: float
+    forward_s: float
+
+
+@dataclass(eq=False)
+class _Entry(Generic[Item, Result]):
+    item: Item
+    size: int
+    deadline: float
+    arrived: float
+    done: asyncio.Future[Result]
+    started: float = field(default=0.0)
+    finished: float = field(default=0.0)
+
+
+class Batcher(Generic[Item, Result]):
+    """Collects items of concurrent requests into batches for ``run``.
+
+    ``run(items)`` returns one result per item, in order; it is called in ``executor``, one call at a time.
+    ``max_tokens`` bounds the sum of the items' sizes in a batch (an item larger than that goes alone), ``max_texts``
+    their number. The number of waiting items is bounded by the caller, with ``Admission``. ``observe`` is called on
+    the event loop after every forward pass. ``clock`` gives seconds, the deadlines' time base.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Sequence[Result]],
+        *,
+        max_tokens: int,
+        max_texts: int,
+        executor: Executor,
+        observe: Callable[[BatchRecord], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if max_tokens < 1 or max_texts < 1:
+            raise ValueError(f"max_tokens and max_texts must be at least 1, found {max_tokens} and {max_texts}")
+        self._run, self._executor, self._observe, self._clock = run, executor, observe, clock
+        self._max_tokens, self._max_texts = max_tokens, max_texts
+        self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Sum of the sizes of all waiting items."""
+        return sum(entry.size for entry in self._waiting)
+
+    async def submit(
+        self, items: Sequence[Item], sizes: Sequence[int], deadline: float = math.inf
+    ) -> Outcome[Result]:
+        """Results of ``items`` (``sizes``: tokens of each). Cancelling this call drops what has not been computed.
+
+        Raises DeadlineExceeded if ``deadline`` (by ``clock``) passes before all items are in a forward pass,
+        BatcherClosed after ``close``, and whatever ``run`` raises for one of these items.
+        """
+        if self._closed:
+            raise BatcherClosed
+        if not items:
+            return Outcome([], 0.0, 0.0)
+        loop, arrived = asyncio.get_running_loop(), self._clock()
+        entries = [
+            _Entry(item, size, deadline, arrived, loop.create_future())
+            for item, size in zip(items, sizes, strict=True)
+        ]
+        self._waiting.extend(entries)
+        if self._worker is None:
+            # The task starts in the next turn of the loop, so requests that are already there share its first batch.
+            self._worker = loop.create_task(self._work())
+        try:
+            results = [await entry.done for entry in entries]
+        finally:
+            for entry in entries:  # cancelled, or one text of this request failed: nobody reads the rest
+                if not entry.done.cancel() and not entry.done.cancelled():
+                    entry.done.exception()  # marks it as read, or asyncio complains when it is collected
+        queue_s = max(entry.started for entry in entries) - arrived
+        forward_s = max(entry.finished for entry in entries) - min(entry.started for entry in entries)
+        return Outcome(results, queue_s, forward_s)
+
+    async def close(self) -> None:
+        """Takes nothing new and returns when everything that waits is answered."""
+        self._closed = True
+        while self._worker is not None:
+            await asyncio.shield(self._worker)
+
+    async def _work(self) -> None:
+        try:
+            while batch := self._take_batch():
+                await self._compute(batch)
+        except BaseException as error:
+            self._fail(list(self._waiting), error)
+            self._waiting.clear()
+            raise
+        finally:
+            self._worker = None
+
+    def _take_batch(self) -> list[_Entry[Item, Result]]:
+        """The next batch, oldest first, without what is cancelled or expired; empty when nothing waits."""
+        now = self._clock()
+        batch: list[_Entry[Item, Result]] = []
+        passed_over: list[_Entry[Item, Result]] = []
+        tokens = 0
+        while self._waiting and len(batch) < self._max_texts and tokens < self._max_tokens:
+            entry = self._waiting.popleft()
+            if entry.done.done():
+                continue
+            if entry.deadline <= now:
+                entry.done.set_exception(DeadlineExceeded())
+            elif batch and tokens + entry.size > self._max_tokens:
+                passed_over.append(entry)
+            else:
+                batch.append(entry)
+                tokens += entry.size
+        self._waiting.extendleft(reversed(passed_over))
+        return batch
+
+    async def _compute(self, batch: list[_Entry[Item, Result]]) -> None:
+        started = self._clock()
+        error: Exception | None = None
+        results: Sequence[Result] = ()
+        try:
+            call = asyncio.get_running_loop().run_in_executor(
+                self._executor, self._run, [entry.item for entry in batch]
+            )
+            results = await call
+            if len(results) != len(batch):
+                error = RuntimeError(f"the forward pass gave {len(results)} results for {len(batch)} texts")
+        except Exception as caught:  # noqa: BLE001 - whatever the model raises belongs to these texts alone
+            error = caught
+        except BaseException as caught:
+            self._fail(batch, caught)
+            raise
+        finished = self._clock()
+        self._record(batch, started, finished, failed=error is not None)
+        if error is None:
+            for entry, result in zip(batch, results, strict=True):
+                entry.started, entry.finished = started, finished
+                if not entry.done.done():
+                    entry.done.set_result(result)
+        elif len(batch) == 1:
+            self._fail(batch, error)
+        else:
+            middle = len(batch) // 2
+            for half in (batch[:middle], batch[middle:]):
+                if alive := [entry for entry in half if not entry.done.done()]:
+                    await self._compute(alive)
+
+    def _record(
+        self, batch: list[_Entry[Item, Result]], started: float, finished: float, *, failed: bool
+    ) -> None:
+        if self._observe is None:
+            return
+        try:
+            self._observe(
+                BatchRecord(
+                    texts=len(batch),
+                    tokens=sum(entry.size for entry in batch),
+                    forward_s=finished - started,
+                    queue_s=tuple(started - entry.arrived for entry in batch),
+                    failed=failed,
+                )
+            )
+        except Exception:
+            logger.exception("recording a batch failed")
+
+    def _fail(self, entries: list[_Entry[Item, Result]], error: BaseException) -> None:
+        for entry in entries:
+            if not entry.done.done():
+                if isinstance(error, asyncio.CancelledError):
+                    entry.done.cancel()
+                else:
+                    entry.done.set_exception(error)

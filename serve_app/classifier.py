@@ -1,0 +1,302 @@
+"""The classifier: texts to probabilities on the version under the alias, in batches, for many requests at once.
+
+``Classifier`` is plain asyncio and runs without Ray; ``ClassifierReplica`` is the thin deployment around it. Forward
+passes run one at a time in one thread and tokenising in others, so the event loop stays free for admission, health
+checks and the board. A request keeps the version that it was admitted with, so all the texts of a batch request are
+computed by one version and a swap fails nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from configs.schema import Settings
+from serve_app.answers import Answer, Refusal
+from serve_app.batcher import Admission, Batcher, BatcherClosed, BatchRecord, DeadlineExceeded
+from serve_app.board import Reporter
+from serve_app.errors import ErrorCode
+from serve_app.follower import Alias, Follower, Loaded
+from serve_app.inference.engine import Engine
+from serve_app.inference.tokenizing import Tokenized
+from serve_app.metrics import ClassifierMetrics, snapshot
+from serve_app.model_source import ModelCache, RegistryAlias
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+# A forward pass takes well under a second; one that takes this long hangs, and Serve should replace the replica.
+_STUCK_S = 120.0
+_RATE_MEMORY = 0.2  # weight of the newest forward pass in the estimate of tokens per second
+logger = logging.getLogger(__name__)
+
+
+class NotFinite(ValueError):
+    """The model gave NaN or infinity for a text."""
+
+
+@dataclass(frozen=True)
+class _Served:
+    loaded: Loaded
+    batcher: Batcher[np.ndarray, np.ndarray]
+
+    @property
+    def version(self) -> str:
+        return self.loaded.version.version
+
+
+class Classifier:
+    """One replica's work. Make and use it on one event loop; ``alias`` is a ``RegistryAlias`` unless a test says so."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        replica: str,
+        *,
+        alias: Alias | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        serving, tracking = settings.serving, settings.tracking
+        if serving.cache_dir is None or tracking.uri is None:
+            raise ValueError("serving.cache_dir and tracking.uri are not set: load the settings with load_settings")
+        self.metrics = ClassifierMetrics()
+        self._serving, self._replica, self._on_change = serving, replica, on_change
+        self._loop = asyncio.get_running_loop()
+        self._admission = Admission(serving.max_concurrent_texts)
+        self._forward_thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._tokenize_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self._served: _Served | None = None
+        self._closing = False
+        self._computing_since: float | None = None
+        self._tokens_per_s = 0.0
+        self._follower = Follower(
+            alias or RegistryAlias(tracking, serving.alias),
+            ModelCache(Path(serving.cache_dir), tracking.uri, serving.alias),
+            tracking.model_name,
+            self._load,
+            on_loaded=self._hand_over,
+            on_change=lambda: self._call_on_loop(on_change),
+            on_load_error=self.metrics.load_errors.inc,
+            on_registry_error=self.metrics.poll_errors.inc,
+            poll_interval_s=serving.poll_interval_s,
+        )
+
+    async def start(self) -> None:
+        """Starts following the alias and returns after the first look: a version that is there is loaded and warm."""
+        self._follower.start()
+        await asyncio.wrap_future(self._follower.first_look)
+
+    async def close(self) -> None:
+        """Stops. What is being computed is finished; everything new is refused as draining."""
+        self._closing = True
+        self._follower.stop()
+        if self._served is not None:
+            await self._served.batcher.close()
+        for executor in (self._forward_thread, self._tokenize_threads):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    async def classify(self, texts: Sequence[str], truncate: bool, remaining_s: float = math.inf) -> Answer | Refusal:
+        """The answer for all ``texts`` or for none. ``remaining_s``: what is left of the request's deadline."""
+        deadline = time.monotonic() + remaining_s
+        answer = await self._classify(texts, truncate, deadline)
+        if isinstance(answer, Refusal):
+            self.metrics.refused.labels(answer.code.value).inc()
+        else:
+            self.metrics.texts.labels(answer.version).inc(len(texts))
+        return answer
+
+    async def _classify(self, texts: Sequence[str], truncate: bool, deadline: float) -> Answer | Refusal:
+        served = self._served
+        if self._closing:
+            return Refusal(ErrorCode.DRAINING)
+        if served is None:
+            return Refusal(ErrorCode.NOT_READY)
+        tokenized: Tokenized | None = None
+        started = time.monotonic()
+        if not truncate:  # text_too_long goes before overloaded, so it must be known first
+            tokenized = await self._tokenize(served, texts, truncate)
+            if tokenized.truncated.any():
+                return _too_long(tokenized, served.loaded.engine.max_length, len(texts))
+        if not self._admission.try_acquire(len(texts)):
+            return Refusal(ErrorCode.OVERLOADED, retry_after_s=self._retry_after_s(served))
+        self.metrics.in_progress.set(self._admission.held)
+        try:
+            if tokenized is None:
+                tokenized = await self._tokenize(served, texts, truncate)
+            tokenize_s = time.monotonic() - started
+            rows = [tokenized.tokens[place] for place in range(len(texts))]
+            outcome = await served.batcher.submit(rows, [len(row) for row in rows], deadline)
+        except DeadlineExceeded:
+            return Refusal(ErrorCode.DEADLINE_EXCEEDED)
+        except BatcherClosed:
+            return Refusal(ErrorCode.DRAINING)
+        except Exception:
+            logger.exception("a forward pass failed")
+            return Refusal(ErrorCode.INTERNAL)
+        finally:
+            self._admission.release(len(texts))
+            self.metrics.in_progress.set(self._admission.held)
+        return Answer(
+            version=served.version,
+            labels=served.loaded.engine.labels,
+            probabilities=[row.tolist() for row in outcome.results],
+            truncated=tokenized.truncated.tolist(),
+            phases={"tokenize": tokenize_s, "queue": outcome.queue_s, "forward": outcome.forward_s},
+        )
+
+    def status(self) -> dict[str, Any]:
+        """What the board and /info know of this replica."""
+        served, follower = self._served, self._follower.status()
+        status: dict[str, Any] = {
+            "replica": self._replica,
+            "ready": served is not None and not self._closing,
+            "version": None,
+            **follower,
+        }
+        if served is not None:
+            engine, version = served.loaded.engine, served.loaded.version
+            current = self._follower.current
+            if current is not None and current.version == version:
+                version = current.version  # with the tags as they are now
+            status.update(
+                version=version.version,
+                run_id=version.run_id,
+                f1=version.f1,
+                since=served.loaded.at,
+                labels=list(engine.labels),
+                max_length=engine.max_length,
+                precision=engine.precision,
+                precision_reason=engine.precision_reason,
+                device=engine.device_type,
+                weights_digest=engine.weights_digest,
+            )
+        return status
+
+    def check_health(self) -> None:
+        """Raises RuntimeError when this replica cannot do its work any more. Looks at flags only."""
+        if not self._follower.alive:
+            raise RuntimeError("the thread that follows the alias has ended")
+        since = self._computing_since
+        if since is not None and time.monotonic() - since > _STUCK_S:
+            raise RuntimeError(f"a forward pass has been running for {time.monotonic() - since:.0f} s")
+
+    async def _tokenize(self, served: _Served, texts: Sequence[str], truncate: bool) -> Tokenized:
+        return await self._loop.run_in_executor(
+            self._tokenize_threads, served.loaded.engine.tokenize, list(texts), truncate
+        )
+
+    def _load(self, folder: Path) -> Engine:
+        serving = self._serving
+        return Engine.load(
+            folder,
+            precision=serving.precision,
+            device="cuda" if serving.gpus_per_replica > 0 else "cpu",
+            threads=max(1, int(serving.cpus_per_replica)),
+            max_batch_tokens=serving.max_batch_tokens,
+            max_batch_texts=serving.max_batch_texts,
+        )
+
+    def _hand_over(self, loaded: Loaded) -> None:
+        """On the follower's thread: puts a version to work, and returns when it is."""
+        done = self._call_on_loop(lambda: self._install(loaded))
+        if done is not None:
+            done.result()
+
+    def _call_on_loop(self, function: Callable[[], None]) -> Any:
+        async def call() -> None:
+            function()
+
+        if self._loop.is_closed():
+            return None
+        return asyncio.run_coroutine_threadsafe(call(), self._loop)
+
+    def _install(self, loaded: Loaded) -> None:
+        engine = loaded.engine
+
+        def forward(rows: list[np.ndarray]) -> list[np.ndarray]:
+            self._computing_since = time.monotonic()
+            try:
+                probabilities = engine.forward(rows)
+            finally:
+                self._computing_since = None
+            if not np.isfinite(probabilities).all():
+                raise NotFinite("the model gave output that is not finite")
+            return list(probabilities)
+
+        batcher: Batcher[np.ndarray, np.ndarray] = Batcher(
+            forward,
+            max_tokens=self._serving.max_batch_tokens,
+            max_texts=self._serving.max_batch_texts,
+            executor=self._forward_thread,
+            observe=self._observe,
+        )
+        # Requests that hold the old one finish on it; the last of them lets it go.
+        self._served = _Served(loaded, batcher)
+        self.metrics.serve_version(loaded.version.version)
+        logger.info("serving version %s in %s (%s)", loaded.version.version, engine.precision, engine.precision_reason)
+        self._on_change()
+
+    def _observe(self, record: BatchRecord) -> None:
+        self.metrics.observe_batch(record)
+        if record.forward_s > 0:
+            rate = record.tokens / record.forward_s
+            self._tokens_per_s += (rate - self._tokens_per_s) * (_RATE_MEMORY if self._tokens_per_s else 1.0)
+
+    def _retry_after_s(self, served: _Served) -> int:
+        """Seconds until what waits now is computed, 1 to 60."""
+        if not self._tokens_per_s:
+            return 1
+        return max(1, min(60, math.ceil(served.batcher.waiting_tokens / self._tokens_per_s)))
+
+
+def _too_long(tokenized: Tokenized, max_length: int, texts: int) -> Refusal:
+    place = int(np.argmax(tokenized.truncated))
+    length = int(tokenized.tokens.lengths[place])
+    return Refusal(
+        ErrorCode.TEXT_TOO_LONG,
+        f"Text {place + 1} of {texts} has {length} tokens, the model takes {max_length}; with truncate true it is cut.",
+    )
+
+
+class ClassifierReplica:
+    """The deployment: a ``Classifier`` that reports to the board."""
+
+    # Serve awaits a constructor, and sends no request before it is done: by then the model is loaded.
+    async def __init__(self, settings: dict[str, Any], board: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+        from ray import serve
+
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._classifier = Classifier(
+            Settings.model_validate(settings), replica, on_change=lambda: self._reporter.news()
+        )
+        self._reporter = Reporter(
+            "classifier", replica, self._collect, sync=board.sync.remote, push=board.push.remote,
+            scrape=board.scrape.remote,
+        )  # fmt: skip
+        self._reporter.start()
+        await self._classifier.start()
+
+    async def classify(self, texts: list[str], truncate: bool, remaining_s: float) -> Answer | Refusal:
+        """See ``Classifier.classify``."""
+        return await self._classifier.classify(texts, truncate, remaining_s)
+
+    def check_health(self) -> None:
+        """Called by Serve."""
+        self._classifier.check_health()
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_reporter"):
+            await self._classifier.close()
+            await self._reporter.stop()
+
+    def _collect(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        return snapshot(self._classifier.metrics.registry), self._classifier.status()

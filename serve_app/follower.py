@@ -1,0 +1,214 @@
+"""Follows the alias: a thread that notices a new version, loads and warms it beside the old one, and hands it over.
+
+What cannot be loaded is remembered with its error and tried again a few times; whatever serves keeps serving. While
+MLflow is down nothing changes, and a replica without a model starts from the last version that loaded well here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from serve_app.inference.engine import Engine
+from serve_app.inference.saved_model import ModelFolderError
+from serve_app.mlflow_client import TrackingUnavailable
+from serve_app.model_source import ModelCache, ModelVersion
+
+TRIES = 5
+FIRST_BACKOFF_S = 2.0  # doubled after every try
+_REMEMBERED_ERRORS = 5
+logger = logging.getLogger(__name__)
+
+
+class Alias(Protocol):
+    """Where versions come from: ``RegistryAlias``, or a fake."""
+
+    def find(self) -> ModelVersion | None:
+        """The version under the alias, None while there is none. Raises TrackingUnavailable."""
+
+    def download(self, version: ModelVersion, into: Path) -> None:
+        """Writes the version's artifact below ``into``."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A version that is ready to serve. ``at``: when it was loaded, unix seconds."""
+
+    engine: Engine
+    version: ModelVersion
+    at: float
+
+
+@dataclass(frozen=True)
+class LoadFailure:
+    """A version that could not be loaded. ``at``: the last try, unix seconds; ``retry_at``: by the clock."""
+
+    version: ModelVersion
+    error: str
+    tries: int
+    at: float
+    retry_at: float
+
+
+class Follower:
+    """Calls ``on_loaded`` (on its own thread) with every version to serve.
+
+    ``load`` turns a saved-model folder into a warm engine. ``on_change`` is called after every change of ``status``,
+    ``on_load_error`` and ``on_registry_error`` after every failed try, for the metrics.
+    """
+
+    def __init__(
+        self,
+        alias: Alias,
+        cache: ModelCache,
+        model_name: str,
+        load: Callable[[Path], Engine],
+        *,
+        on_loaded: Callable[[Loaded], None],
+        on_change: Callable[[], None] = lambda: None,
+        on_load_error: Callable[[], None] = lambda: None,
+        on_registry_error: Callable[[], None] = lambda: None,
+        poll_interval_s: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._alias, self._cache, self._model_name, self._load = alias, cache, model_name, load
+        self._on_loaded, self._on_change = on_loaded, on_change
+        self._on_load_error, self._on_registry_error = on_load_error, on_registry_error
+        self._poll_interval_s, self._clock = poll_interval_s, clock
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="follow-alias", daemon=True)
+        self._current: Loaded | None = None
+        self._wanted: ModelVersion | None = None
+        self._failures: dict[ModelVersion, LoadFailure] = {}
+        self._loading: str | None = None
+        self._registry_error: str | None = None
+        self.first_look: Future[None] = Future()  # done after the first look, loaded or not
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Asks the thread to end; does not wait for a load on its way."""
+        self._stop.set()
+
+    @property
+    def current(self) -> Loaded | None:
+        """The version that was handed over last."""
+        return self._current
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs as it should."""
+        return self._thread.is_alive() or self._stop.is_set() or not self.first_look.done()
+
+    def status(self) -> dict[str, Any]:
+        """What /info tells: the version wanted, the one being loaded, and what failed."""
+        wanted = self._wanted
+        return {
+            "desired_version": wanted.version if wanted else None,
+            "loading_version": self._loading,
+            "load_errors": [
+                {"version": failure.version.version, "error": failure.error, "tries": failure.tries, "at": failure.at}
+                for failure in list(self._failures.values())
+            ],
+            "registry_error": self._registry_error,
+        }
+
+    def look(self) -> None:
+        """One look at the alias, and what follows from it. Never raises."""
+        before = self.status()
+        try:
+            wanted = self._alias.find()
+        except TrackingUnavailable as error:
+            self._on_registry_error()
+            if self._registry_error is None:
+                logger.warning("%s", error)
+            self._registry_error = str(error)
+            if self._current is None:
+                self._load_last_good()
+        else:
+            self._registry_error = None
+            self._follow(wanted)
+        if self.status() != before:
+            self._on_change()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.look()
+            except Exception:
+                logger.exception("looking at the alias failed unexpectedly; the served version stays")
+            if not self.first_look.done():
+                self.first_look.set_result(None)
+            self._stop.wait(self._poll_interval_s)
+
+    def _follow(self, wanted: ModelVersion | None) -> None:
+        if wanted != self._wanted and wanted in self._failures:
+            # The alias has been moved to it on purpose: forget the back-off.
+            self._failures[wanted] = replace(self._failures[wanted], tries=0, retry_at=self._clock())
+        self._wanted = wanted
+        if wanted is None:
+            return  # an alias that was removed does not end the service
+        if self._current is not None and self._current.version == wanted:
+            self._current = replace(self._current, version=wanted)  # its tags may have changed
+            return
+        failure = self._failures.get(wanted)
+        if failure is not None and self._clock() < failure.retry_at:
+            return
+        if not self._try(wanted) and self._current is None:
+            self._load_last_good()
+
+    def _try(self, version: ModelVersion) -> bool:
+        self._loading = version.version
+        self._on_change()
+        try:
+            folder = self._cache.fetch(version, self._alias.download)
+            loaded = Loaded(self._load(folder), version, time.time())
+        except Exception as error:  # noqa: BLE001 - a version that cannot be loaded must not end the service
+            self._failed(version, error)
+            return False
+        finally:
+            self._loading = None
+        self._failures.pop(version, None)
+        self._current = loaded
+        self._on_loaded(loaded)
+        try:
+            self._cache.remember_good(version)
+        except OSError as error:
+            logger.warning("the model cache cannot be kept up: %s", error)
+        return True
+
+    def _failed(self, version: ModelVersion, error: Exception) -> None:
+        self._on_load_error()
+        known = self._failures.pop(version, None)
+        tries = known.tries + 1 if known else 1
+        wait = FIRST_BACKOFF_S * 2 ** (tries - 1) if tries < TRIES else float("inf")
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        self._failures[version] = LoadFailure(version, text, tries, time.time(), self._clock() + wait)
+        while len(self._failures) > _REMEMBERED_ERRORS:
+            self._failures.pop(next(iter(self._failures)))
+        serving = self._current.version.version if self._current else "none"
+        logger.error("version %s cannot be loaded (try %d of %d): %s; serving version: %s",
+                     version.version, tries, TRIES, text, serving)  # fmt: skip
+        if isinstance(error, ModelFolderError):
+            self._discard(version)
+
+    def _discard(self, version: ModelVersion) -> None:
+        try:
+            self._cache.discard(version)
+        except OSError as error:
+            logger.warning("the broken copy of version %s stays: %s", version.version, error)
+
+    def _load_last_good(self) -> None:
+        version = self._cache.last_good(self._model_name)
+        failure = self._failures.get(version) if version else None
+        if version is not None and (failure is None or self._clock() >= failure.retry_at):
+            logger.warning("starting from version %s, the last that loaded well on this machine", version.version)
+            self._try(version)

@@ -1,0 +1,131 @@
+"""The gateway deployment: the HTTP interface of ``api.py`` on Ray Serve, with the classifier behind Serve's handles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from configs.schema import Settings
+from serve_app import errors
+from serve_app.answers import Answer, Refusal
+from serve_app.api import create_api
+from serve_app.board import Reporter, View
+from serve_app.errors import ErrorCode, ServiceError
+from serve_app.metrics import GatewayMetrics, snapshot
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+_TRIES = 4  # of a request whose replica had no model or died: another one may answer
+
+
+class ServeBackend:
+    """The rest of the application behind Ray Serve's handles."""
+
+    def __init__(self, classifier: DeploymentHandle[Any], reporter: Reporter) -> None:
+        self._classifier, self._reporter = classifier, reporter
+
+    @property
+    def view(self) -> View:
+        """See Backend."""
+        return self._reporter.view
+
+    async def classify(self, texts: Sequence[str], truncate: bool, remaining_s: Callable[[], float]) -> Answer:
+        """See Backend. Asks another replica when one has no model or dies: predictions change nothing."""
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+        problem = errors.not_ready()
+        for _ in range(_TRIES):
+            try:
+                answer = await self._ask(list(texts), truncate, remaining_s())
+            except BackPressureError:
+                raise errors.overloaded(1) from None
+            except DeploymentUnavailableError:
+                raise errors.not_ready() from None
+            except RayActorError:
+                continue
+            if isinstance(answer, Answer):
+                return answer
+            if answer.code not in (ErrorCode.NOT_READY, ErrorCode.DRAINING):
+                raise _refused(answer)
+            problem = _refused(answer)
+            if not any(replica["ready"] for replica in self.view["replicas"]):
+                break
+        raise problem
+
+    async def metrics_text(self) -> str:
+        """See Backend."""
+        try:
+            return await self._reporter.metrics_text()
+        except Exception:  # noqa: BLE001 - Serve restarts the board; whatever hit it, there are no metrics now
+            raise errors.not_ready("The metrics are not available right now.") from None
+
+    async def _ask(self, texts: list[str], truncate: bool, remaining_s: float) -> Answer | Refusal:
+        response = self._classifier.classify.remote(texts, truncate, remaining_s)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # past the deadline, or the client is gone: the texts need not be computed
+            raise
+
+
+def _refused(refusal: Refusal) -> ServiceError:
+    """The error that the client is told."""
+    match refusal.code:
+        case ErrorCode.OVERLOADED:
+            return errors.overloaded(refusal.retry_after_s)
+        case ErrorCode.NOT_READY:
+            return errors.not_ready()
+        case ErrorCode.DRAINING:
+            return errors.draining()
+        case ErrorCode.DEADLINE_EXCEEDED:
+            return ServiceError(refusal.code, "Not answered within the deadline.")
+        case ErrorCode.INTERNAL:
+            return ServiceError(refusal.code, "Something went wrong here; the request id finds it in the log.")
+        case _:
+            return ServiceError(refusal.code, refusal.message)
+
+
+class GatewayReplica:
+    """The deployment: the HTTP interface on Ray Serve."""
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        key_digests: list[str],
+        classifier: DeploymentHandle[Any],
+        board: DeploymentHandle[Any],
+    ) -> None:
+        from ray import serve
+
+        self._metrics = GatewayMetrics()
+        self._reporter = Reporter(
+            "gateway",
+            serve.get_replica_context().replica_id.unique_id,
+            lambda: (snapshot(self._metrics.registry), None),
+            sync=board.sync.remote,
+            push=board.push.remote,
+            scrape=board.scrape.remote,
+        )
+        self._api = create_api(
+            Settings.model_validate(settings),
+            ServeBackend(classifier, self._reporter),
+            self._metrics,
+            key_digests=key_digests,
+            adds_request_id=False,
+        )
+        self._reporter.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._api
+
+    def check_health(self) -> None:
+        """Called by Serve: answering is being healthy."""
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_reporter"):
+            await self._reporter.stop()

@@ -1,0 +1,180 @@
+"""Bodies of requests and replies, and the strict reading of a request: bytes to texts, or the one fitting error."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from configs.schema import ServingConfig
+from serve_app.errors import ErrorCode, ServiceError
+
+_TRUNCATE = Field(
+    True, description="true: a text over the model's max_length tokens is cut; false: it is refused as text_too_long."
+)
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class PredictRequest(_Request):
+    """Body of POST /predict."""
+
+    text: str = Field(description="The text to classify; not empty, at most max_text_chars characters.")
+    truncate: bool = _TRUNCATE
+
+
+class BatchPredictRequest(_Request):
+    """Body of POST /batch_predict."""
+
+    texts: list[str] = Field(min_length=1, description="The texts to classify, at most max_client_batch_size.")
+    truncate: bool = _TRUNCATE
+
+
+class Prediction(BaseModel):
+    """The answer for one text."""
+
+    label: str = Field(description="The most probable class.")
+    score: float = Field(description="Its probability, 0 to 1.")
+    probabilities: dict[str, float] = Field(description="Probability of every class, 0 to 1; their sum is 1.")
+    truncated: bool = Field(description="The text was longer than max_length tokens and was cut.")
+    model_version: str = Field(description="The registered version that computed this.")
+
+
+class BatchPrediction(BaseModel):
+    """The answers for a batch, in the order of its texts, computed by one version."""
+
+    predictions: list[Prediction]
+    model_version: str
+
+
+class Health(BaseModel):
+    """Reply of GET /health."""
+
+    status: str = Field(examples=["ok"])
+
+
+class Readiness(BaseModel):
+    """Reply of GET /ready: at least one classifier replica has a model loaded and warm."""
+
+    status: str = Field(examples=["ready"])
+    ready_replicas: int
+    replicas: int
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    code: ErrorCode
+    message: str
+    retryable: bool
+    request_id: str
+
+
+class ErrorReply(BaseModel):
+    """The envelope of every error."""
+
+    error: ErrorBody
+
+
+RequestModel = TypeVar("RequestModel", bound=_Request)
+
+
+def parse_predict(body: bytes, limits: ServingConfig) -> PredictRequest:
+    """The request of a /predict body. Raises ServiceError: bad_json, invalid_request, empty_text, text_too_long."""
+    request = _validate(PredictRequest, body)
+    _check_text("text", request.text, limits)
+    return request
+
+
+def parse_batch_predict(body: bytes, limits: ServingConfig) -> BatchPredictRequest:
+    """The request of a /batch_predict body. Raises ServiceError as ``parse_predict``, and batch_too_large."""
+    request = _validate(BatchPredictRequest, body)
+    if len(request.texts) > limits.max_client_batch_size:
+        raise ServiceError(
+            ErrorCode.BATCH_TOO_LARGE,
+            f"'texts' has {len(request.texts)} texts, at most {limits.max_client_batch_size} are taken at once.",
+        )
+    for place, text in enumerate(request.texts):
+        _check_text(f"texts[{place}]", text, limits)
+    return request
+
+
+def _validate(model: type[RequestModel], body: bytes) -> RequestModel:
+    values = _parse_json(body)
+    if not isinstance(values, dict):
+        raise ServiceError(ErrorCode.INVALID_REQUEST, f"The body must be a JSON object, found {_json_type(values)}.")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        told = "; ".join(_describe(problem["type"], problem["loc"], problem["msg"]) for problem in problems[:3])
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ServiceError(ErrorCode.INVALID_REQUEST, f"{told}{more}.") from None
+
+
+def _parse_json(body: bytes) -> Any:
+    """Strict JSON in UTF-8: no BOM, no UTF-16, no NaN."""
+    try:
+        # Numbers as floats: no field takes one, and Python refuses to read integers of more than 4300 digits.
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_int=float)
+    except UnicodeDecodeError as error:
+        raise ServiceError(ErrorCode.BAD_JSON, f"The body is not valid UTF-8 (byte {error.start}).") from None
+    except RecursionError:
+        raise ServiceError(ErrorCode.BAD_JSON, "The body is nested too deeply.") from None
+    except json.JSONDecodeError as error:
+        raise ServiceError(ErrorCode.BAD_JSON, f"The body is not JSON: {error.msg} at character {error.pos}.") from None
+    except ValueError as error:
+        raise ServiceError(ErrorCode.BAD_JSON, f"The body is not JSON: {error}.") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _check_text(field: str, text: str, limits: ServingConfig) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = f"'{field}' has an unpaired surrogate at character {error.start}."
+        raise ServiceError(ErrorCode.INVALID_REQUEST, message) from None
+    if is_empty(text):
+        raise ServiceError(ErrorCode.EMPTY_TEXT, f"'{field}' has no visible characters.")
+    if len(text) > limits.max_text_chars:
+        raise ServiceError(
+            ErrorCode.TEXT_TOO_LONG,
+            f"'{field}' has {len(text)} characters, at most {limits.max_text_chars} are taken.",
+        )
+
+
+def is_empty(text: str) -> bool:
+    """Whether nothing is left of ``text`` without white space and control characters, which no model sees."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
+
+
+def _describe(kind: str, location: tuple[int | str, ...], message: str) -> str:
+    return f"{_field(location)}: {'unknown field' if kind == 'extra_forbidden' else message}"
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """``texts[2]`` for ("texts", 2). Names come from the client: cut, and made printable."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{ascii(part[:60])[1:-1]}" for part in location)
+    return f"'{''.join(parts).lstrip('.')}'" if location else "body"
+
+
+_JSON_TYPES: list[tuple[type, str]] = [(bool, "a boolean"), (str, "a string"), (list, "an array"), (float, "a number")]
+
+
+def _json_type(value: object) -> str:
+    return next((name for kind, name in _JSON_TYPES if isinstance(value, kind)), "null")
+
+
+def request_body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI ``requestBody`` of a route that reads ``model`` itself."""
+    return {
+        "required": True,
+        "content": {"application/json": {"schema": model.model_json_schema()}},
+    }

@@ -1,0 +1,252 @@
+"""The batcher with an echo model: nothing lost, nothing crossed, budgets kept, nobody starves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve_app.batcher import Admission, Batcher, BatcherClosed, BatchRecord, DeadlineExceeded, Outcome
+
+
+class EchoModel:
+    """Answers every item with itself, and keeps the batches. ``hold`` stops it inside a batch until ``go``."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[object]] = []
+        self.entered = threading.Semaphore(0)
+        self.may_go = threading.Event()
+        self.may_go.set()
+        self.bad: set[object] = set()
+
+    def hold(self) -> None:
+        self.may_go.clear()
+
+    def go(self) -> None:
+        self.may_go.set()
+
+    def __call__(self, items: list[object]) -> list[object]:
+        self.batches.append(list(items))
+        self.entered.release()
+        assert self.may_go.wait(timeout=20)
+        if any(item in self.bad for item in items):
+            raise ValueError(f"cannot compute {[item for item in items if item in self.bad]}")
+        return [("echo", item) for item in items]
+
+    async def wait_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=20)
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def model() -> EchoModel:
+    return EchoModel()
+
+
+@pytest.fixture
+def make(model: EchoModel, executor: ThreadPoolExecutor) -> Callable[..., Batcher]:
+    def batcher(max_tokens: int = 100, max_texts: int = 8, **options: object) -> Batcher:
+        return Batcher(model, max_tokens=max_tokens, max_texts=max_texts, executor=executor, **options)
+
+    return batcher
+
+
+async def held_by(batcher: Batcher, model: EchoModel) -> asyncio.Task[Outcome]:
+    """Occupies the model with one item, so that what follows has to wait."""
+    model.hold()
+    task = asyncio.create_task(batcher.submit(["first"], [1]))
+    await model.wait_entered()
+    return task
+
+
+async def start(batcher: Batcher, *requests: tuple[list[object], list[int]]) -> list[asyncio.Task[Outcome]]:
+    """Submits each request in its own task, in this order."""
+    tasks = [asyncio.create_task(batcher.submit(items, sizes)) for items, sizes in requests]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_idle_model_answers_at_once_and_alone(make, model):
+    outcome = await make().submit(["a"], [3])
+    assert outcome.results == [("echo", "a")]
+    assert model.batches == [["a"]]
+
+
+async def test_requests_that_wait_together_share_a_batch(make, model):
+    batcher = make()
+    first = await held_by(batcher, model)
+    tasks = await start(batcher, (["a", "b"], [2, 2]), (["c"], [2]))
+    model.go()
+    assert [(await task).results for task in tasks] == [[("echo", "a"), ("echo", "b")], [("echo", "c")]]
+    assert model.batches == [["first"], ["a", "b", "c"]]
+    assert (await first).results == [("echo", "first")]
+
+
+async def test_oldest_is_never_passed_over_and_later_ones_that_fit_are_taken(make, model):
+    batcher = make(max_tokens=10)
+    await held_by(batcher, model)
+    tasks = await start(batcher, (["big"], [9]), (["wide"], [5]), (["small"], [1]), (["tiny"], [1]))
+    model.go()
+    await asyncio.gather(*tasks)
+    assert model.batches[1:] == [["big", "small"], ["wide", "tiny"]]
+
+
+async def test_item_over_the_budget_goes_alone(make, model):
+    batcher = make(max_tokens=10)
+    await held_by(batcher, model)
+    tasks = await start(batcher, (["huge"], [50]), (["a"], [1]))
+    model.go()
+    await asyncio.gather(*tasks)
+    assert model.batches[1:] == [["huge"], ["a"]]
+
+
+async def test_one_bad_item_fails_its_request_alone(make, model):
+    batcher, model.bad = make(), {"bad"}
+    await held_by(batcher, model)
+    good, bad, also_good = await start(batcher, (["a", "b"], [1, 1]), (["c", "bad"], [1, 1]), (["d"], [1]))
+    model.go()
+    assert (await good).results == [("echo", "a"), ("echo", "b")]
+    assert (await also_good).results == [("echo", "d")]
+    with pytest.raises(ValueError, match="cannot compute"):
+        await bad
+
+
+async def test_cancelled_request_is_not_computed(make, model):
+    batcher = make()
+    await held_by(batcher, model)
+    gone, stays = await start(batcher, (["gone"], [1]), (["stays"], [1]))
+    gone.cancel()
+    await asyncio.wait([gone])
+    model.go()
+    await stays
+    assert model.batches[1:] == [["stays"]]
+
+
+async def test_expired_request_is_not_computed(make, model):
+    now = [0.0]
+    batcher = make(clock=lambda: now[0])
+    await held_by(batcher, model)
+    late = asyncio.create_task(batcher.submit(["late"], [1], deadline=5.0))
+    stays = asyncio.create_task(batcher.submit(["stays"], [1], deadline=50.0))
+    await asyncio.sleep(0)
+    now[0] = 5.0
+    model.go()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert (await stays).queue_s == 5.0
+    assert model.batches[1:] == [["stays"]]
+
+
+async def test_closing_answers_what_waits_and_takes_nothing_new(make, model):
+    batcher = make()
+    first = await held_by(batcher, model)
+    (waiting,) = await start(batcher, (["a"], [1]))
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0)
+    with pytest.raises(BatcherClosed):
+        await batcher.submit(["b"], [1])
+    model.go()
+    await closing
+    assert first.done()
+    assert (await waiting).results == [("echo", "a")]
+
+
+async def test_wrong_number_of_results_is_an_error_not_a_mixture(executor):
+    batcher = Batcher(lambda items: items[:-1], max_tokens=10, max_texts=4, executor=executor)
+    with pytest.raises(RuntimeError, match="0 results for 1"):
+        await batcher.submit(["a"], [1])
+
+
+async def test_every_forward_pass_is_recorded(make, model):
+    records: list[BatchRecord] = []
+    batcher = make(observe=records.append)
+    await held_by(batcher, model)
+    tasks = await start(batcher, (["a", "b"], [2, 3]))
+    model.go()
+    await asyncio.gather(*tasks)
+    assert [(record.texts, record.tokens, record.failed) for record in records] == [(1, 1, False), (2, 5, False)]
+    assert all(wait >= 0 for record in records for wait in record.queue_s)
+
+
+async def test_a_recorder_that_fails_harms_no_answer(make):
+    def observe(record: BatchRecord) -> None:
+        raise RuntimeError("no metrics today")
+
+    assert (await make(observe=observe).submit(["a"], [1])).results == [("echo", "a")]
+
+
+def test_admission_is_whole_or_not_at_all():
+    admission = Admission(5)
+    assert admission.try_acquire(3)
+    assert not admission.try_acquire(3)
+    assert admission.held == 3
+    assert admission.try_acquire(2)
+    admission.release(5)
+    with pytest.raises(RuntimeError):
+        admission.release(1)
+
+
+requests = st.lists(st.lists(st.integers(1, 14), min_size=1, max_size=5), min_size=1, max_size=25)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=requests, cancelled=st.sets(st.integers(0, 24)), bad=st.sets(st.integers(0, 24)), data=st.data())
+def test_nothing_lost_nothing_crossed_budget_kept(sizes, cancelled, bad, data):
+    """Random requests, some cancelled while they wait, some bad: every other one gets exactly its own answers."""
+    max_tokens, max_texts = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 6))
+    model, seen = EchoModel(), []
+
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(
+                model, max_tokens=max_tokens, max_texts=max_texts, executor=executor, observe=seen.append
+            )
+            first = await held_by(batcher, model)
+            items = [[(request, place) for place in range(len(request_sizes))]
+                     for request, request_sizes in enumerate(sizes)]
+            model.bad = {(request, 0) for request in bad}
+            tasks = await start(batcher, *zip(items, sizes, strict=True))
+            for request in cancelled & set(range(len(sizes))):
+                tasks[request].cancel()
+            model.go()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            await first
+            for request, outcome in enumerate(outcomes):
+                if request in cancelled:
+                    assert isinstance(outcome, asyncio.CancelledError)
+                elif request in bad:
+                    assert isinstance(outcome, ValueError)
+                else:
+                    assert outcome.results == [("echo", item) for item in items[request]]
+            assert batcher.waiting_tokens == 0
+
+    asyncio.run(scenario())
+    size_of = {(request, place): size for request, row in enumerate(sizes) for place, size in enumerate(row)}
+    size_of["first"] = 1
+    for batch in model.batches:
+        assert len(batch) <= max_texts
+        assert len(batch) == 1 or sum(size_of[item] for item in batch) <= max_tokens
+    computed = {item for batch in model.batches for item in batch if item != "first"}
+    assert not {request for request, _ in computed} & cancelled
+    if not bad:  # each text is computed once, and the oldest one that waits is in every batch
+        flat = [item for batch in model.batches[1:] for item in batch]
+        waiting = [item for item in size_of if item != "first" and item[0] not in cancelled]
+        assert sorted(flat) == waiting
+        for batch in model.batches[1:]:
+            assert waiting[0] in batch
+            waiting = [item for item in waiting if item not in batch]
+
+
+def test_impossible_budgets_are_refused():
+    with pytest.raises(ValueError, match="max_tokens"):
+        Batcher(lambda items: items, max_tokens=0, max_texts=1, executor=ThreadPoolExecutor(1))
