@@ -1,0 +1,136 @@
+"""Connecting to Ray, and what the cluster can hold."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.loading import ConfigError
+from configs.schema import SearchConfig
+
+
+class ClusterUnavailable(ConnectionError):
+    """Ray cannot be reached or started."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection. ``started_here``: Ray was started by this process and ends with it."""
+
+    address: str
+    dashboard_url: str | None
+    started_here: bool
+
+
+@contextlib.contextmanager
+def connected(home: str | None) -> Iterator[Cluster]:
+    """Connects to the cluster of RAY_ADDRESS (``auto``: the one that runs on this machine), else starts a local one.
+
+    Without RAY_ADDRESS nothing is joined, because what Ray finds by itself may be anybody's. A local one keeps its authentication token in ``home`` (mode 0600), its session under a short temporary directory
+    that is removed at the end, and its dashboard on loopback. Raises ClusterUnavailable.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield Cluster(ray.get_runtime_context().gcs_address, None, started_here=False)
+        return
+    _quiet_environment()
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    temporary: str | None = None
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            context = ray.init(address=address, **quiet)
+        else:
+            own_token(home)
+            temporary = tempfile.mkdtemp(prefix="tg-")
+            context = ray.init(address="local", _temp_dir=temporary, dashboard_host="127.0.0.1", **quiet)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        _remove(temporary)
+        fix = f"is the cluster at RAY_ADDRESS={address} up, and its token set?" if address else "see the message above"
+        raise ClusterUnavailable(f"Ray cannot be used: {str(error).splitlines()[0]} ({fix})") from error
+    url = context.dashboard_url
+    try:
+        yield Cluster(context.address_info["address"], f"http://{url}" if url else None, temporary is not None)
+    finally:
+        ray.shutdown()
+        _remove(temporary)
+
+
+def own_token(home: str | None) -> None:
+    """Puts the token of a local cluster into ``home``, readable by its owner alone; Ray would write it 0644."""
+    if home is None or os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path(home) / "ray_auth_token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32))
+    # Only the path: ray.init switches the mode on itself, and in all of its parts, which this late we could not.
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def concurrent_trials(search: SearchConfig, nodes: list[dict[str, float]] | None = None) -> int:
+    """How many trials run at once: ``search.max_concurrent``, but never more than the cluster's nodes hold.
+
+    ``nodes``: total resources of each living node (default: asked of Ray). Raises ConfigError, with the arithmetic,
+    when not even one trial fits.
+    """
+    if nodes is None:
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    workers = search.workers
+    cpus, gpus = search.cpus_per_trial / workers, search.gpus_per_trial / workers
+    # A worker cannot be split over nodes, a trial's workers can.
+    slots = sum(_slots(node, cpus, gpus) for node in nodes)
+    fitting = slots // workers
+    if not fitting:
+        found = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise ConfigError(
+            f"a trial needs {workers} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs each, and the cluster has room for "
+            f"{slots} such worker(s): its nodes have {found}. Lower search.gpus_per_trial, search.cpus_per_trial or "
+            "search.workers_per_trial, or add nodes"
+        )
+    return min(fitting, search.max_concurrent or fitting, search.trials)
+
+
+def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
+    by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
+    if not gpus:
+        return by_cpu
+    # A fraction of a GPU never spans two of them.
+    per_gpu = math.floor(1 / gpus + 1e-9)
+    by_gpu = int(node.get("GPU", 0)) * per_gpu if gpus <= 1 else math.floor(node.get("GPU", 0) / gpus)
+    return min(by_cpu, by_gpu)
+
+
+def _quiet_environment() -> None:
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_maximum_startup_concurrency": "16",  # a trial is three processes; Ray warns from four times the cores on
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the MLflow runs too
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _remove(folder: str | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

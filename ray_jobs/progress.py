@@ -1,0 +1,159 @@
+"""What people see of a search: Tune's live table on a terminal, plain lines in a job's log, a table at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback
+from ray.tune.progress_reporter import CLIReporter
+
+from configs.schema import Settings
+from ray_jobs.trial import OBJECTIVE
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+    from ray_jobs.tracking import Tracker, TrialRecord
+
+# Tune pickles its callbacks into the state that a resumed search starts from, and trackers hold threads and
+# connections. So a callback travels with the name of its search alone and finds the tracker of this process here.
+_trackers: dict[str, tuple[Tracker, Settings]] = {}
+
+
+class TrackingCallback(Callback):
+    """Hands Tune's events to the search's tracker, and prints a line for each where there is no live table."""
+
+    def __init__(self, search: str) -> None:
+        self._search = search
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, tracker: Tracker, search: str, settings: Settings) -> Iterator[TrackingCallback]:
+        """A callback that is bound to ``tracker`` inside the context."""
+        _trackers[search] = (tracker, settings)
+        try:
+            yield cls(search)
+        finally:
+            del _trackers[search]
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial was started."""
+        tracker, _ = _trackers[self._search]
+        tracker.trial_started(trial.trial_id, trial.config)
+        self._line(trial, ", ".join(f"{key} {_short(value)}" for key, value in trial.config.items()))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        """A trial reported an epoch."""
+        tracker, settings = _trackers[self._search]
+        kept = {key: value for key, value in result.items() if key in _EPOCH_FIELDS}
+        tracker.epoch_reported(trial.trial_id, kept)
+        self._line(
+            trial,
+            f"epoch {kept['epoch']}/{settings.training.epochs}: validation F1 {kept['validation_f1']:.4f}, "
+            f"loss {kept['train_loss']:.4f} (validation {kept['validation_loss']:.4f}), "
+            f"{kept['train_texts_per_second']:.0f} texts/s",
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial ended, by itself or because the scheduler stopped it."""
+        tracker, settings = _trackers[self._search]
+        record = tracker.trials[trial.trial_id]
+        parameters = settings.with_parameters(record.parameters).training
+        patience = parameters.early_stop_patience
+        out_of_patience = patience is not None and record.epochs - record.best_epoch >= patience
+        stopped = record.epochs < parameters.epochs and not out_of_patience
+        tracker.trial_ended(trial.trial_id, "stopped_early" if stopped else "finished")
+        self._line(trial, f"{'stopped early' if stopped else 'finished'}, best validation F1 {record.f1 or 0:.4f}")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial failed for good."""
+        tracker, _ = _trackers[self._search]
+        if trial.trial_id not in tracker.trials:  # it failed before it could start
+            tracker.trial_started(trial.trial_id, trial.config)
+        message = failure_message(trial)
+        tracker.trial_ended(trial.trial_id, "failed", message)
+        self._line(trial, f"failed: {message}")
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial failed and is tried again."""
+        self._line(trial, f"failed and starts again: {failure_message(trial)}")
+
+    def _line(self, trial: Trial, text: str) -> None:
+        if not sys.stderr.isatty():
+            print(f"trial {trial.trial_id}: {text}", file=sys.stderr, flush=True)
+
+
+_EPOCH_FIELDS = frozenset(
+    (
+        "epoch step train_loss validation_loss validation_f1 validation_accuracy best_validation_f1 best_epoch "
+        "learning_rate train_texts_per_second train_tokens_per_second seconds model_uri precision"
+    ).split()
+)
+
+
+def failure_message(trial: Trial) -> str:
+    """The error itself, out of the layers of text that Train and Tune put around it: the last line that names one."""
+    text = ""
+    error = trial.get_error() if hasattr(trial, "get_error") else None
+    if error is not None:
+        text = str(error)
+    elif trial.error_file:
+        with open(trial.error_file, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line.split(":")[0] or "Exception" in line.split(":")[0]]
+    return (named or lines or ["no message"])[-1]
+
+
+def reporter(parameters: Sequence[str]) -> CLIReporter:
+    """Tune's live table with the columns that matter here."""
+    return CLIReporter(
+        metric_columns={"epoch": "epoch", "validation_f1": "F1", OBJECTIVE: "best F1", "train_loss": "loss"},
+        parameter_columns={name: name.rpartition(".")[2] for name in parameters},
+        metric=OBJECTIVE,
+        mode="max",
+        sort_by_metric=True,
+        max_report_frequency=10,
+        max_progress_rows=20,
+    )
+
+
+def summary_table(trials: Sequence[TrialRecord]) -> str:
+    """One row per trial, best first, as aligned text."""
+    parameters = sorted({key for trial in trials for key in trial.parameters})
+    header = [
+        "",
+        "trial",
+        "best F1",
+        "epoch",
+        "epochs",
+        "seconds",
+        "outcome",
+        *(k.rpartition(".")[2] for k in parameters),
+    ]
+    rows = [header]
+    for place, trial in enumerate(trials, start=1):
+        rows.append(
+            [
+                str(place),
+                trial.trial_id,
+                "-" if trial.f1 is None else f"{trial.f1:.4f}",
+                str(trial.best_epoch or "-"),
+                str(trial.epochs),
+                f"{trial.seconds:.0f}",
+                trial.outcome.replace("_", " "),
+                *(_short(trial.parameters.get(key, "")) for key in parameters),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

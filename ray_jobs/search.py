@@ -1,0 +1,362 @@
+"""The hyperparameter search: parallel trials on Ray, found by Optuna, logged to MLflow.
+
+    python -m ray_jobs.search --config FILE [--set key=value ...] [--resume NAME]
+
+It ends with the best trial by validation F1. It stores the test split for the gate and never looks at it, and it
+never touches the registry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import json
+import secrets
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+
+from configs.exit_codes import ExitCode
+from configs.loading import ConfigError, load_settings
+from configs.schema import Choice, Int, LogUniform, Settings
+from ray_jobs import tracking
+from ray_jobs.cluster import concurrent_trials, connected
+from ray_jobs.command import JobFailed, Result, StorageUnavailable, add_common_arguments, run_command, say
+from ray_jobs.data.prepare import Dataset, Split, prepare
+from ray_jobs.progress import TrackingCallback, reporter, summary_table
+from ray_jobs.tracking import Journal, Tracker, TrialRecord
+from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, run_trial
+from serve_app import mlflow_client
+from serve_app.mlflow_client import TrackingUnavailable
+
+if TYPE_CHECKING:
+    import optuna
+    from mlflow import MlflowClient
+    from ray import tune
+
+    from ray_jobs.training import LabelledTokens
+
+FLUSH_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search gave. ``trials``: best first. ``seconds``: of the whole search."""
+
+    name: str
+    parent_run_id: str
+    trials: list[TrialRecord]
+    seconds: float
+
+    @property
+    def best(self) -> TrialRecord:
+        """The trial with the highest validation F1."""
+        return self.trials[0]
+
+    def counts(self) -> dict[str, int]:
+        """Trials by how they ended."""
+        outcomes = [trial.outcome for trial in self.trials]
+        return {name: outcomes.count(name) for name in ("finished", "stopped_early", "failed")}  # type: ignore[arg-type]
+
+
+def run_search(settings: Settings, resume: str | None = None) -> SearchResult:
+    """Runs (or, with the name ``resume``, goes on with) a search; connects to Ray where that has not been done.
+
+    Raises ConfigError, DataError, ClusterUnavailable, TrackingUnavailable, StorageUnavailable, and JobFailed when no
+    trial gave a model.
+    """
+    started = datetime.datetime.now(datetime.UTC)
+    name = resume or settings.search.name or f"search-{started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    storage = f"{settings.search.storage}/{name}"
+    if not settings.search.space and settings.search.trials > 1:
+        raise ConfigError(f"search.space is empty, so all {settings.search.trials} trials would be the same: "
+                          "name what to search, or set search.trials=1")  # fmt: skip
+    check_name(storage, name, resume)
+    dataset = prepare(settings.data, say)
+    for line in dataset.report.lines():
+        say(f"  {line}")
+    data = tokenise(settings, dataset)
+    with connected(settings.home) as cluster:
+        concurrent = concurrent_trials(settings.search)
+        say(f"Ray at {cluster.address}" + (f", dashboard {cluster.dashboard_url}" if cluster.dashboard_url else ""))
+        client = mlflow_client.connect(settings.tracking)
+        prepare_storage(storage, settings)
+        experiment_id = mlflow_client.ensure_experiment(client, settings.tracking.experiment)
+        for orphan in tracking.end_orphans(client, experiment_id):
+            say(f"run {orphan} had lost its process: ended as KILLED")
+        tracker = open_tracker(client, experiment_id, settings, dataset, name, storage)
+        say(f"search {name}: {settings.search.trials} trials, {concurrent} at a time, run {tracker.parent_run_id}")
+        with mlflow_client.Heartbeat(client, tracker.parent_run_id):
+            run_trials(settings, data, tracker, name, storage, concurrent, resume=resume is not None)
+            finish(tracker, name)
+    seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
+    result = SearchResult(name, tracker.parent_run_id, ranked(tracker), seconds)
+    say(summary_table(result.trials))
+    return result
+
+
+def check_name(storage: str, name: str, resume: str | None) -> None:
+    """Refuses to go on with a search that does not exist, or to begin one that does."""
+    filesystem, path = fsspec.core.url_to_fs(storage)
+    try:
+        exists = filesystem.exists(f"{path}/settings.json")
+    except OSError as error:
+        raise StorageUnavailable(f"search.storage {storage} cannot be read: {error}") from error
+    if resume is not None and not exists:
+        raise ConfigError(f"--resume {resume}: there is no search of that name in {storage.removesuffix('/' + name)}")
+    if resume is None and exists:
+        raise ConfigError(f"search.name '{name}' is taken by an earlier search in {storage}: choose another name, or "
+                          f"go on with that one by --resume {name}")  # fmt: skip
+
+
+def prepare_storage(storage: str, settings: Settings) -> None:
+    """Writes the settings into the search's folder, which shows as well that it can be written."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(storage)
+        filesystem.makedirs(path, exist_ok=True)
+        with filesystem.open(f"{path}/settings.json", "w") as file:
+            file.write(settings.model_dump_json(indent=2))
+    except (OSError, ImportError, ValueError) as error:
+        raise StorageUnavailable(f"search.storage {storage} cannot be written: {error}") from error
+
+
+def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
+    """The splits as token ids, tokenised once for all trials, with the tokenizer's files."""
+    from serve_app.inference.tokenizing import learn_wordpiece, load_tokenizer, tokenize
+
+    model = settings.model
+    longest = max_length(settings)
+    if model.checkpoint is not None:
+        check_checkpoint(model.checkpoint, model.revision, longest)
+        tokenizer = load_tokenizer(model.checkpoint, model.revision)
+    else:
+        assert model.architecture is not None
+        say("learning the vocabulary from the training split")
+        tokenizer = learn_wordpiece(dataset.train.texts, model.architecture.vocabulary_size, longest)
+
+    def labelled(split: Split) -> LabelledTokens:
+        from ray_jobs.training import LabelledTokens
+
+        return LabelledTokens(tokenize(tokenizer, split.texts, longest).tokens, split.labels)
+
+    with tempfile.TemporaryDirectory(prefix="tg-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    train, validation = labelled(dataset.train), labelled(dataset.validation)
+    say(f"tokenised {len(train) + len(validation):,} texts: {train.tokens.lengths.mean():.0f} tokens on average")
+    return SearchData(train, validation, files, dataset.label_names, dataset.f1.key)
+
+
+def max_length(settings: Settings) -> int:
+    """The longest text that any trial may ask for, tokens."""
+    dimension = settings.search.space.get("model.max_length")
+    if dimension is None:
+        return settings.model.max_length
+    return int(max(dimension.values) if isinstance(dimension, Choice) else dimension.high)  # type: ignore[type-var]
+
+
+def check_checkpoint(checkpoint: str, revision: str, longest: int) -> None:
+    """Refuses a checkpoint that cannot be read, is no DistilBERT, or is too short for ``model.max_length``."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.checkpoint '{checkpoint}' cannot be read: {str(error).splitlines()[0]}") from None
+    if config.model_type != "distilbert":
+        raise ConfigError(f"model.checkpoint '{checkpoint}' is a {config.model_type} model, expected distilbert")
+    if config.max_position_embeddings < longest:
+        raise ConfigError(f"model.max_length {longest} is more than the {config.max_position_embeddings} positions of "
+                          f"checkpoint '{checkpoint}'")  # fmt: skip
+
+
+def open_tracker(
+    client: MlflowClient, experiment_id: str, settings: Settings, dataset: Dataset, name: str, storage: str
+) -> Tracker:
+    """The search's parent run with everything known at the start, and its tracker, sending."""
+    shared = {
+        mlflow_client.SEARCH_NAME: name,
+        mlflow_client.TEST_DIGEST: dataset.test.digest,
+        mlflow_client.TEST_URI: tracking.freeze_test_split(client, experiment_id, dataset),
+        mlflow_client.F1_DEFINITION: dataset.f1.key,
+        mlflow_client.MODEL_NAME: settings.tracking.model_name,
+        "trialgate.train_digest": dataset.train.digest,
+        "trialgate.validation_digest": dataset.validation.digest,
+        "trialgate.git_revision": tracking.git_revision(),
+        "trialgate.seed": str(settings.training.seed),
+    }
+    parent = tracking.start_parent_run(client, experiment_id, name, settings, shared)
+    client.log_dict(parent, dataset.report.as_dict(), "data.json")
+    tracker = Tracker(client, experiment_id, Journal(f"{storage}/journal.jsonl"), parent)
+    tracker.start(shared)
+    return tracker
+
+
+def run_trials(
+    settings: Settings, data: SearchData, tracker: Tracker, name: str, storage: str, concurrent: int, *, resume: bool
+) -> None:
+    """All trials, through Tune. On Ctrl-C or SIGTERM their runs and the parent end as KILLED."""
+    import ray
+    from ray import tune
+
+    plan = TrialPlan(settings.model_dump(mode="json"), f"{storage}/trials", ray.put(data))
+    trainable = tune.with_resources(functools.partial(run_trial, plan=plan), {"node:__internal_head__": 0.001})
+    with TrackingCallback.of(tracker, name, settings) as callback:
+        try:
+            if resume and _tune_state_exists(storage):
+                tuner = tune.Tuner.restore(f"{storage}/tune", trainable, resume_unfinished=True)
+            else:
+                tuner = new_tuner(settings, trainable, callback, storage, concurrent)
+            tuner.fit()
+        except KeyboardInterrupt:
+            say(f"interrupted: ending the runs of search {name} (go on with it by --resume {name})")
+            abort(tracker)
+            raise
+
+
+def new_tuner(
+    settings: Settings, trainable: Any, callback: TrackingCallback, storage: str, concurrent: int
+) -> tune.Tuner:
+    """Tune with seeded, multivariate TPE and ASHA by epoch."""
+    import optuna
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    search = settings.search
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(
+        seed=search.seed, multivariate=True, constant_liar=concurrent > 1, n_startup_trials=search.startup_trials
+    )
+    space = {key: distribution(dimension) for key, dimension in search.space.items()}
+    scheduler = None
+    if search.scheduler == "asha":
+        scheduler = ASHAScheduler(
+            time_attr="epoch",
+            metric=OBJECTIVE,
+            mode="max",
+            max_t=settings.training.epochs,
+            grace_period=search.grace_epochs,
+            reduction_factor=search.reduction_factor,
+        )
+    return tune.Tuner(
+        trainable,
+        param_space={},
+        tune_config=tune.TuneConfig(
+            metric=None if scheduler else OBJECTIVE,
+            mode=None if scheduler else "max",
+            search_alg=OptunaSearch(space, metric=OBJECTIVE, mode="max", sampler=sampler) if space else None,
+            scheduler=scheduler,
+            num_samples=search.trials,
+            max_concurrent_trials=concurrent,
+            reuse_actors=False,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=storage,
+            callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=search.max_failures),
+            progress_reporter=reporter(list(search.space)),
+            verbose=1 if sys.stderr.isatty() else 0,
+        ),
+    )
+
+
+def distribution(dimension: Any) -> optuna.distributions.BaseDistribution:
+    """Optuna's form of a dimension of the search space."""
+    import optuna
+
+    if isinstance(dimension, Choice):
+        return optuna.distributions.CategoricalDistribution(dimension.values)
+    if isinstance(dimension, Int):
+        return optuna.distributions.IntDistribution(dimension.low, dimension.high)
+    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=isinstance(dimension, LogUniform))
+
+
+def finish(tracker: Tracker, name: str) -> None:
+    """Ends the parent run with the best trial named on it. Raises JobFailed if there is none."""
+    client, parent = tracker.client, tracker.parent_run_id
+    try:
+        tracker.close(FLUSH_SECONDS)
+        trials = ranked(tracker)
+        best = trials[0] if trials and trials[0].f1 is not None and trials[0].outcome != "failed" else None
+        client.log_dict(parent, {"trials": [vars(trial) for trial in trials]}, "trials.json")
+        client.log_text(parent, summary_table(trials), "trials.txt")
+        if best is not None and best.run_id is not None and best.f1 is not None:
+            client.set_tag(parent, mlflow_client.BEST_RUN, best.run_id)
+            client.log_metric(parent, OBJECTIVE, best.f1)
+        client.set_terminated(parent, status="FINISHED" if best else "FAILED")
+    except KeyboardInterrupt:
+        abort(tracker)
+        raise
+    except Exception as error:
+        raise TrackingUnavailable(f"{error}\nWhen MLflow is back: --resume {name}") from error
+    if best is None:
+        errors = [trial.error for trial in trials if trial.error]
+        raise JobFailed(f"all {len(trials)} trials failed; the first error was: "
+                        f"{errors[0] if errors else 'no trial reported an epoch'}")  # fmt: skip
+
+
+def abort(tracker: Tracker) -> None:
+    """Ends what runs as KILLED, quickly: after ``ray job stop`` there are 3 seconds."""
+    for trial in tracker.trials.values():
+        if trial.outcome == "running":
+            tracker.trial_ended(trial.trial_id, "killed")
+    try:
+        tracker.close(2.0)
+        tracker.client.set_terminated(tracker.parent_run_id, status="KILLED")
+    except Exception as error:  # noqa: BLE001 - the next command ends these runs, by their heartbeat
+        say(f"MLflow could not be told: {error}")
+
+
+def ranked(tracker: Tracker) -> list[TrialRecord]:
+    """The trials, highest validation F1 first, those without one last."""
+    usable = {"finished": 0, "stopped_early": 0, "killed": 1, "running": 1, "failed": 2}
+    return sorted(tracker.trials.values(), key=lambda trial: (usable[trial.outcome], -(trial.f1 or -1.0)))
+
+
+def _tune_state_exists(storage: str) -> bool:
+    filesystem, path = fsspec.core.url_to_fs(storage)
+    return bool(filesystem.exists(f"{path}/tune/tuner.pkl"))
+
+
+def document(result: SearchResult) -> dict[str, Any]:
+    """The search's JSON document."""
+    best = result.best
+    return {
+        "search": result.name,
+        "parent_run_id": result.parent_run_id,
+        "run_id": best.run_id,
+        "best_validation_f1": best.f1,
+        "parameters": best.parameters,
+        "model_uri": best.model_uri,
+        "trials": result.counts(),
+        "seconds": round(result.seconds, 1),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ray_jobs.search", description=(__doc__ or "").split("\n")[0])
+    add_common_arguments(parser)
+    parser.add_argument("--resume", metavar="NAME", help="go on with the search of this name")
+    args = parser.parse_args(argv)
+
+    def body() -> Result:
+        overrides = list(args.overrides)
+        settings = load_settings(args.config, overrides)
+        result = run_search(settings, args.resume)
+        say(f"best trial: run {result.best.run_id}, validation F1 {result.best.f1:.4f}, "
+            f"{json.dumps(result.best.parameters)}")  # fmt: skip
+        return Result(ExitCode.OK, document(result))
+
+    return run_command(body, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""MLflow as a search sees it: one parent run, one child run per trial, written by the driver alone.
+
+Every event is appended to a journal in the search's storage first and sent to MLflow from a thread, so a slow or lost
+server never holds up training. Sending is idempotent (runs are found by their tags, points carry the journal's times),
+so a journal can be sent again from its beginning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import fsspec
+
+from configs.schema import Settings
+from ray_jobs.data.freeze import write_test_parquet
+from ray_jobs.data.prepare import Dataset
+from serve_app import mlflow_client as names
+from serve_app.mlflow_client import TrackingUnavailable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+Outcome = Literal["running", "finished", "stopped_early", "failed", "killed"]
+_STATUS = {"finished": "FINISHED", "stopped_early": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+_RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15)
+
+
+@dataclass
+class TrialRecord:
+    """What is known of one trial. ``seconds``: from its start to its end. ``f1``: best validation F1 so far."""
+
+    trial_id: str
+    parameters: dict[str, Any]
+    started: float
+    outcome: Outcome = "running"
+    f1: float | None = None
+    best_epoch: int = 0
+    epochs: int = 0
+    seconds: float = 0.0
+    model_uri: str | None = None
+    error: str | None = None
+    run_id: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Journal:
+    """Append-only events of a search, one JSON object a line, at a path or fsspec URL."""
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self._local = "://" not in location
+        self._lines = self._read()
+        if self._local:
+            Path(location).parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All events, oldest first."""
+        return [json.loads(line) for line in self._lines]
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Writes one event; it is on disk (or in the store) when this returns."""
+        line = json.dumps(event)
+        self._lines.append(line)
+        if self._local:
+            with open(self._location, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            return
+        # Object stores cannot append. A journal is small: a few hundred bytes per epoch of a trial.
+        with fsspec.open(self._location, "w", encoding="utf-8") as file:
+            file.write("\n".join(self._lines) + "\n")
+
+    def _read(self) -> list[str]:
+        try:
+            with fsspec.open(self._location, "r", encoding="utf-8") as file:
+                lines = file.read().split("\n")
+        except FileNotFoundError:
+            return []
+        # What a killed driver was writing has no newline at its end yet.
+        return [line for line in lines[:-1] if line]
+
+
+class Tracker:
+    """Writes a search to its journal and to MLflow. ``trials`` is the state of all trials, by Tune's trial id."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str, journal: Journal, parent_run_id: str) -> None:
+        self.client = client
+        self.parent_run_id = parent_run_id
+        self.trials: dict[str, TrialRecord] = {}
+        self._experiment_id = experiment_id
+        self._journal = journal
+        self._shared_tags: dict[str, str] = {}
+        self._run_ids: dict[str, str] = {}
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._closing = threading.Event()
+        self._problem: Exception | None = None
+        self._warned = False
+        self._thread = threading.Thread(target=self._send_all, name="mlflow-writer", daemon=True)
+
+    def start(self, shared_tags: Mapping[str, str]) -> None:
+        """Begins to send; ``shared_tags`` go on every trial's run. Events of an earlier attempt are sent again."""
+        self._shared_tags = dict(shared_tags)
+        for event in self._journal.events:
+            self._apply_to_records(event)
+            self._queue.put(event)
+        self._thread.start()
+
+    def trial_started(self, trial_id: str, parameters: Mapping[str, Any]) -> None:
+        """A trial begins, or begins again after a failure."""
+        if trial_id not in self.trials or self.trials[trial_id].outcome != "running":
+            self._record({"event": "started", "trial": trial_id, "parameters": dict(parameters)})
+
+    def epoch_reported(self, trial_id: str, metrics: Mapping[str, Any]) -> None:
+        """A trial finished an epoch."""
+        self._record({"event": "epoch", "trial": trial_id, "metrics": dict(metrics)})
+
+    def trial_ended(self, trial_id: str, outcome: Outcome, error: str | None = None) -> None:
+        """A trial is over."""
+        self._record({"event": "ended", "trial": trial_id, "outcome": outcome, "error": error})
+
+    def close(self, timeout_s: float) -> None:
+        """Waits until MLflow has everything. Raises TrackingUnavailable if it does not after ``timeout_s`` seconds."""
+        self._closing.set()
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        if self._thread.is_alive() or self._problem is not None:
+            raise TrackingUnavailable(
+                f"MLflow does not have all results: {self._problem or 'it does not answer'}; the journal keeps them"
+            )
+
+    def _record(self, event: dict[str, Any]) -> None:
+        event = {"time": time.time(), **event}
+        self._journal.append(event)
+        self._apply_to_records(event)
+        self._queue.put(event)
+
+    def _apply_to_records(self, event: Mapping[str, Any]) -> None:
+        trial_id = event["trial"]
+        if event["event"] == "started":
+            self.trials[trial_id] = TrialRecord(trial_id, event["parameters"], event["time"])
+            return
+        trial = self.trials[trial_id]
+        trial.seconds = event["time"] - trial.started
+        if event["event"] == "epoch":
+            metrics = event["metrics"]
+            trial.metrics = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+            trial.epochs, trial.best_epoch = metrics["epoch"], metrics["best_epoch"]
+            trial.f1, trial.model_uri = metrics["best_validation_f1"], metrics["model_uri"]
+        else:
+            trial.outcome, trial.error = event["outcome"], event["error"]
+
+    def _send_all(self) -> None:
+        while (event := self._queue.get()) is not None:
+            attempt = 0
+            while True:
+                try:
+                    self._send(event)
+                    self._problem = None
+                    break
+                except Exception as error:  # noqa: BLE001 - whatever MLflow does, training goes on
+                    self._problem = error
+                    if not self._warned:
+                        logger.warning("MLflow does not answer, results wait in the journal: %s", error)
+                        self._warned = True
+                    if self._closing.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]) and attempt > 1:
+                        return
+                    attempt += 1
+
+    def _send(self, event: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        run_id, millis = self._run_of(event), int(event["time"] * 1000)
+        if event["event"] == "epoch":
+            numbers = {k: v for k, v in event["metrics"].items() if isinstance(v, int | float) and k != "epoch"}
+            step = event["metrics"]["epoch"]
+            self.client.log_batch(run_id, metrics=[Metric(k, float(v), millis, step) for k, v in numbers.items()])
+        elif event["event"] == "started":
+            parameters = [Param(key, str(value)) for key, value in event["parameters"].items()]
+            self.client.log_batch(run_id, params=parameters)
+        else:
+            trial = self.trials[event["trial"]]
+            tags = {names.OUTCOME: event["outcome"]}
+            if trial.model_uri:
+                tags[names.MODEL_URI] = trial.model_uri
+            if event["error"]:
+                tags["trialgate.error"] = event["error"][:4000]
+            metrics = [Metric("trial_seconds", trial.seconds, millis, 0)]
+            self.client.log_batch(run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
+            self.client.set_terminated(run_id, status=_STATUS[event["outcome"]], end_time=millis)
+
+    def _run_of(self, event: Mapping[str, Any]) -> str:
+        trial_id = event["trial"]
+        if trial_id not in self._run_ids:
+            found = self.client.search_runs(
+                [self._experiment_id],
+                f"tags.`{names.TRIAL_ID}` = '{trial_id}' and tags.`{names.PARENT_RUN}` = '{self.parent_run_id}'",
+                max_results=1,
+            )
+            if found:
+                self._run_ids[trial_id] = found[0].info.run_id
+            else:
+                tags = {
+                    **self._shared_tags,
+                    names.KIND: names.KIND_TRIAL,
+                    names.TRIAL_ID: trial_id,
+                    names.PARENT_RUN: self.parent_run_id,
+                }
+                run = self.client.create_run(
+                    self._experiment_id,
+                    start_time=int(event["time"] * 1000),
+                    tags=tags,
+                    run_name=f"{self._shared_tags.get(names.SEARCH_NAME, 'trial')}-{trial_id}",
+                )
+                self._run_ids[trial_id] = run.info.run_id
+            self.trials[trial_id].run_id = self._run_ids[trial_id]
+        return self._run_ids[trial_id]
+
+
+def start_parent_run(
+    client: MlflowClient, experiment_id: str, name: str, settings: Settings, tags: Mapping[str, str]
+) -> str:
+    """The search's parent run: an earlier attempt's, or a new one. Settings go in as an artifact and parameters."""
+    found = client.search_runs(
+        [experiment_id],
+        f"tags.`{names.KIND}` = '{names.KIND_SEARCH}' and tags.`{names.SEARCH_NAME}` = '{name}'",
+        max_results=1,
+    )
+    tags = {**tags, **names.owner_tags(), names.KIND: names.KIND_SEARCH, names.SEARCH_NAME: name}
+    if found:
+        run_id = found[0].info.run_id
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        client.update_run(run_id, status="RUNNING")
+        return run_id
+    run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+    client.log_dict(run_id, settings.model_dump(mode="json"), names.SETTINGS_FILE)
+    return run_id
+
+
+def freeze_test_split(client: MlflowClient, experiment_id: str, dataset: Dataset) -> str:
+    """Stores the test split, once per digest, under a dataset run of its own. Returns its ``runs:/`` URI."""
+    digest = dataset.test.digest
+    found = client.search_runs(
+        [experiment_id],
+        f"tags.`{names.KIND}` = '{names.KIND_DATASET}' and tags.`{names.TEST_DIGEST}` = '{digest}' "
+        "and attributes.status = 'FINISHED'",
+        max_results=1,
+    )
+    if found:
+        return f"runs:/{found[0].info.run_id}/{names.TEST_FILE}"
+    tags = {names.KIND: names.KIND_DATASET, names.TEST_DIGEST: digest, **names.owner_tags()}
+    run_id = client.create_run(experiment_id, tags=tags, run_name=f"test-split-{digest[:12]}").info.run_id
+    with tempfile.TemporaryDirectory(prefix="tg-test-") as folder:
+        path = Path(folder) / names.TEST_FILE
+        write_test_parquet(dataset.test, dataset.label_names, path)
+        client.log_artifact(run_id, str(path))
+    client.set_terminated(run_id, status="FINISHED")
+    return f"runs:/{run_id}/{names.TEST_FILE}"
+
+
+def end_orphans(client: MlflowClient, experiment_id: str) -> list[str]:
+    """Ends the runs whose process is gone (KILLED), trials with their search. Never a living one. Returns their ids."""
+    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
+    owners = [run for run in running if run.data.tags.get(names.KIND) in (names.KIND_SEARCH, names.KIND_DATASET)]
+    dead = {run.info.run_id for run in owners if names.is_orphan(run.data.tags)}
+    for run in running:
+        parent = run.data.tags.get(names.PARENT_RUN)
+        if parent is not None and run.data.tags.get(names.KIND) == names.KIND_TRIAL and _is_over(client, parent, dead):
+            dead.add(run.info.run_id)
+    for run_id in sorted(dead):
+        client.set_tag(run_id, names.OUTCOME, "killed")
+        client.set_terminated(run_id, status="KILLED")
+    return sorted(dead)
+
+
+def _is_over(client: MlflowClient, parent: str, dead: Iterable[str]) -> bool:
+    return parent in dead or client.get_run(parent).info.status != "RUNNING"
+
+
+def git_revision() -> str:
+    """The commit of the working directory, with ``-dirty`` where files differ from it; ``unknown`` outside git."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()

@@ -1,0 +1,177 @@
+"""One trial on Ray: the Tune function, which starts a Train run, and the loop of that run's workers.
+
+torch is imported where training happens: neither the Tune function nor Train's controller computes anything.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.schema import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import ray
+    from transformers import PreTrainedTokenizerFast
+
+    from ray_jobs.training import EpochReport, LabelledTokens, Trainer
+    from serve_app.inference.families import PackedDistilBert
+
+OBJECTIVE = "best_validation_f1"
+MODEL_FOLDER = "model"
+_SAMPLE_TEXTS = 64
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """What every trial trains on: in Ray's object store once, read by all workers of a node without a copy.
+
+    ``tokenizer_files``: file name to content, written into every saved model.
+    """
+
+    train: LabelledTokens
+    validation: LabelledTokens
+    tokenizer_files: dict[str, bytes]
+    label_names: tuple[str, ...]
+    f1_key: str
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What the trials of a search share. ``storage``: absolute path or URL of their folders."""
+
+    settings: dict[str, Any]
+    storage: str
+    data: ray.ObjectRef[SearchData]
+
+
+def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
+    """The Tune function: runs one Train run to its end. A failure of a worker raises here and fails the trial."""
+    import ray.train
+    import ray.tune
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    name = ray.tune.get_context().get_trial_id()
+    settings = Settings.model_validate(plan.settings)
+    search, workers = settings.search, settings.search.workers
+    resources = {"CPU": search.cpus_per_trial / workers}
+    if search.gpus_per_trial:
+        resources["GPU"] = search.gpus_per_trial / workers
+    TorchTrainer(
+        train_worker,
+        train_loop_config={"parameters": parameters, "plan": plan, "name": name},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=search.gpus_per_trial > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=plan.storage,
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    ).fit()
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """The loop of one worker: trains with the trial's parameters, reports each epoch, rank 0 saves the best."""
+    import ray
+    import ray.train
+    import ray.train.torch
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from ray_jobs.training import Trainer
+    from serve_app.inference.metrics import F1Definition
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    plan: TrialPlan = config["plan"]
+    settings = Settings.model_validate(plan.settings).with_parameters(config["parameters"])
+    data: SearchData = ray.get(plan.data)
+    cpus = settings.search.cpus_per_trial / settings.search.workers
+    torch.set_num_threads(max(1, int(cpus)))
+    model, tokenizer = build_model(settings, data)
+    device = ray.train.torch.get_device()
+    trainer = Trainer(
+        model,
+        data.train.cut(settings.model.max_length),
+        data.validation.cut(settings.model.max_length),
+        settings.training,
+        label_names=data.label_names,
+        f1=F1Definition.from_key(data.f1_key),
+        device=device,
+        wrap=ray.train.torch.prepare_model,
+    )
+    # Where Train puts the checkpoint, known beforehand because this code names it.
+    folder = f"{plan.storage}/{config['name']}"
+
+    def report(epoch: EpochReport) -> None:
+        metrics: dict[str, Any] = epoch.as_dict() | {"precision": trainer.precision}
+        metrics["model_uri"] = f"{folder}/epoch-{epoch.best_epoch}/{MODEL_FOLDER}"
+        name = f"epoch-{epoch.epoch}"
+        if not epoch.is_best or ray.train.get_context().get_world_rank():
+            ray.train.report(metrics, checkpoint_dir_name=name)
+            return
+        with tempfile.TemporaryDirectory(prefix="tg-model-") as temporary:
+            save_model(Path(temporary) / MODEL_FOLDER, trainer, model, tokenizer, data, settings)
+            checkpoint = ray.train.Checkpoint.from_directory(temporary)
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+    trainer.run(report)
+
+
+def build_model(settings: Settings, data: SearchData) -> tuple[PackedDistilBert, PreTrainedTokenizerFast]:
+    """The model of ``settings`` with its weights before training, and its tokenizer."""
+    from ray_jobs.training import seed_everything
+    from serve_app.inference.families import new_distilbert, pretrained_distilbert
+    from serve_app.inference.tokenizing import load_tokenizer
+
+    with tempfile.TemporaryDirectory(prefix="tg-tokenizer-") as folder:
+        for name, content in data.tokenizer_files.items():
+            (Path(folder) / name).write_bytes(content)
+        tokenizer = load_tokenizer(folder)
+    seed_everything(settings.training.seed)
+    model = settings.model
+    dropouts = {
+        "dropout": model.dropout,
+        "attention_dropout": model.attention_dropout,
+        "classifier_dropout": model.classifier_dropout,
+    }
+    if model.checkpoint is not None:
+        made = pretrained_distilbert(model.checkpoint, revision=model.revision, labels=data.label_names, **dropouts)
+        return made, tokenizer
+    sizes = model.architecture
+    assert sizes is not None
+    return new_distilbert(
+        layers=sizes.layers,
+        width=sizes.width,
+        heads=sizes.heads,
+        feed_forward_width=sizes.feed_forward_width or 4 * sizes.width,
+        vocabulary_size=len(tokenizer),
+        max_length=model.max_length,
+        labels=data.label_names,
+        **dropouts,
+    ), tokenizer
+
+
+def save_model(
+    folder: Path,
+    trainer: Trainer,
+    model: PackedDistilBert,
+    tokenizer: PreTrainedTokenizerFast,
+    data: SearchData,
+    settings: Settings,
+) -> None:
+    """Writes the saved-model folder of the model as it is now, with a sample of the validation texts."""
+    from serve_app.inference.metrics import F1Definition
+    from serve_app.inference.saved_model import ModelInfo, write_model_folder
+
+    validation = data.validation.cut(settings.model.max_length)
+    sample = validation.tokens.select(range(min(_SAMPLE_TEXTS, len(validation))))
+    logits: np.ndarray = trainer.logits(sample)
+    info = ModelInfo(data.label_names, settings.model.max_length, F1Definition.from_key(data.f1_key))
+    write_model_folder(folder, model, tokenizer, info, sample, logits)
