@@ -18,6 +18,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy")
+OF_A_TEST = ("MLFLOW_", "TRIALGATE_")
 RAY_CPUS = 8  # logical: several deployments fit at once, however few cores there are
 
 _home_key = pytest.StashKey[Path]()
@@ -64,6 +65,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("realdata"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def settings_stay_in_their_test() -> Iterator[None]:
+    """Connecting to MLflow sets variables of the process; the next test starts without them."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(OF_A_TEST)}
+    yield
+    for name in [name for name in os.environ if name.startswith(OF_A_TEST)]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @dataclass(frozen=True)
