@@ -115,8 +115,8 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def waiting_tokens(self) -> int:
-        """Sum of the sizes of all waiting items."""
-        return sum(entry.size for entry in self._waiting)
+        """Sum of the sizes of all waiting items; what was cancelled counts no more, though it still stands there."""
+        return sum(entry.size for entry in self._waiting if not entry.done.done())
 
     async def submit(
         self, items: Sequence[Item], sizes: Sequence[int], deadline: float = math.inf
