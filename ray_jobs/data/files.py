@@ -120,7 +120,8 @@ def _format_of(url: str, field: str) -> str:
                     f"(each also with {', '.join(_COMPRESSED)}): rename the file or correct {field}")
 
 
-def _require(columns: Columns, found: Sequence[str], name: str) -> None:
+def require_columns(columns: Columns, found: Sequence[str], name: str) -> None:
+    """DataError when ``name`` does not have each of ``columns`` exactly once among its columns ``found``."""
     for setting, column in (("text", columns.text), ("label", columns.label), ("id", columns.row_id)):
         if column is not None and column not in found:
             hint = ""
@@ -142,7 +143,7 @@ def _read_csv(file: IO[bytes], columns: Columns, name: str, delimiter: str) -> l
         header = [column.strip() for column in next(reader, [])]
         if not header:
             raise DataError(f"{name} is empty: expected a header line with the columns {', '.join(columns.names)}")
-        _require(columns, header, name)
+        require_columns(columns, header, name)
         wanted = [(header.index(column), into) for column, into in zip(columns.names, values, strict=True)]
         for fields in reader:
             if not fields:  # a blank line
@@ -190,7 +191,7 @@ def _read_jsonl(file: IO[bytes], columns: Columns, name: str) -> list[list[Any]]
             value = record.get(column)
             into.append(_without_surrogates(value) if repair and isinstance(value, str) else value)
     if values[0]:
-        _require(columns, list(found), name)
+        require_columns(columns, list(found), name)
     return values
 
 
@@ -201,7 +202,7 @@ def _without_surrogates(text: str) -> str:
 def _read_parquet(file: IO[bytes], columns: Columns, name: str) -> tuple[list[list[Any]], tuple[str, ...] | None]:
     parquet = pq.ParquetFile(file)
     schema = parquet.schema_arrow
-    _require(columns, schema.names, name)
+    require_columns(columns, schema.names, name)
     table = parquet.read(columns=columns.names)
     return [table.column(column).to_pylist() for column in columns.names], _class_names(schema.metadata, columns.label)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from serve_app.inference.metrics import F1Definition
 
 LabelKind = Literal["int", "str"]
 
-_WHOLE = re.compile(r"[+-]?\d+(?:\.0*)?", re.ASCII)
+_WHOLE = re.compile(r"[+-]?\d{1,18}(?:\.0*)?", re.ASCII)
 _FRACTION = re.compile(r"[+-]?\d*\.\d+", re.ASCII)
 
 
@@ -127,9 +126,9 @@ def _parse(value: Any, rows: Rows, index: int) -> int | str:
             return text
     elif value is None or (isinstance(value, float) and math.isnan(value)):
         raise DataError(f"{rows.where(index)}: the label is missing ({value}): fill it in or remove the row")
-    elif isinstance(value, numbers.Real) and float(value).is_integer():
-        return int(float(value))
-    elif not isinstance(value, numbers.Real):
+    elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    elif not isinstance(value, float):
         raise DataError(f"{rows.where(index)}: the label is of type {type(value).__name__}, expected one class per "
                         "text, as a name or a whole number")
     raise DataError(f"{rows.where(index)}: the label {value} is not a whole number: labels are class names or "
@@ -161,16 +160,12 @@ def _names_of_ids(rows: Rows, values: Sequence[int | str]) -> tuple[str, ...]:
 
 
 def _check_ids(split: str, rows: Rows, values: Sequence[int | str], names: Sequence[str]) -> np.ndarray:
-    ids = np.asarray(values, dtype=np.int64)
-    wrong = np.flatnonzero((ids < 0) | (ids >= len(names)))
-    if len(wrong):
-        index, meaning = int(wrong[0]), ""
-        if (ids[wrong] == -1).all():
-            meaning = " (-1 usually says that the labels are withheld: such a split cannot be used)"
-        raise DataError(f"{rows.where(index)}: unknown label {ids[index]} in {split}{meaning}, expected 0 to "
-                        f"{len(names) - 1} ({_listed(names)}), in {len(wrong)} of {len(ids)} rows: correct the rows, "
-                        "or data.label_names")
-    return ids
+    wrong = [index for index, value in enumerate(values) if not (isinstance(value, int) and 0 <= value < len(names))]
+    if wrong:
+        raise DataError(f"{rows.where(wrong[0])}: unknown label {values[wrong[0]]} in {split}, in {len(wrong)} of "
+                        f"{len(values)} rows; expected 0 to {len(names) - 1} ({_listed(names)}): correct the rows, or "
+                        "data.label_names")
+    return np.asarray(values, dtype=np.int64)
 
 
 def _ids_of_names(

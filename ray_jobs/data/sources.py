@@ -9,7 +9,7 @@ import fsspec
 
 from configs.schema import DataConfig
 from ray_jobs.data import generator
-from ray_jobs.data.files import Columns, read_files, reading, redacted
+from ray_jobs.data.files import Columns, read_files, reading, redacted, require_columns
 from ray_jobs.data.rows import DataError, RawData, Rows
 
 
@@ -72,8 +72,8 @@ def _aclimdb(data: DataConfig) -> RawData:
                 shown = f"{name}/{split}/{class_folder}/{path.rpartition('/')[2]}"
                 with reading(shown, "unpack the archive again"), filesystem.open(path, "rb") as file:
                     texts.append(file.read().decode("utf-8-sig"))
-            labels += [label] * len(files)
-            parts += [(f"{name}/{split}/{class_folder}/{path.rpartition('/')[2]}", 1) for path in files]
+                labels.append(label)
+                parts.append((shown, 1))
         splits.append(Rows(texts=texts, labels=labels, ids=None, parts=parts, one_text_per_file=True))
     return RawData(splits[0], splits[1], ("neg", "pos"), f"aclimdb: {name}")
 
@@ -93,6 +93,8 @@ def _hub(data: DataConfig) -> RawData:
     for split in ("train", "test"):
         if split in loaded:
             splits[split] = _hub_rows(loaded[split], columns, f"hub dataset '{hub_id}', split {split}")
+    if "test" in splits and set(splits["test"].labels) == {-1}:
+        del splits["test"]  # how the hub marks a test split whose labels are withheld: a benchmark's, not ours
     feature = loaded["train"].features[columns.label]
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     revision = f"@{data.hub_revision}" if data.hub_revision else ""
@@ -101,10 +103,7 @@ def _hub(data: DataConfig) -> RawData:
 
 
 def _hub_rows(split: Any, columns: Columns, name: str) -> Rows:
-    for setting, column in (("text", columns.text), ("label", columns.label), ("id", columns.row_id)):
-        if column is not None and column not in split.column_names:
-            raise DataError(f"{name} has no column '{column}'; found columns: {', '.join(split.column_names)}: "
-                            f"set data.{setting}_column")
+    require_columns(columns, split.column_names, name)
     texts, labels = list(split[columns.text]), list(split[columns.label])
     if not texts:
         raise DataError(f"{name} has no rows: choose another data.hub_config")
