@@ -1,4 +1,8 @@
-"""Exit codes of every command."""
+"""Exit codes of every command, and the errors that stand for them.
+
+``gate.console.run_command`` is the one place that maps errors to codes: an error of any part that has one of these
+bases ends a command with that code and its message, without a traceback.
+"""
 
 from enum import IntEnum
 
@@ -12,3 +16,15 @@ class ExitCode(IntEnum):
     BLOCKED = 3  # blocked by the gate
     UNREACHABLE = 4  # MLflow, Ray or storage cannot be reached
     INTERRUPTED = 130  # Ctrl-C or SIGTERM
+
+
+class UsageError(ValueError):
+    """A user's mistake, in a message that names the field, file or run and the fix."""
+
+
+class Unreachable(ConnectionError):
+    """MLflow, Ray or storage cannot be reached; the message says which and where."""
+
+
+class CommandFailed(RuntimeError):
+    """The command could not do what it was asked for, and the message says all there is to know."""

@@ -22,13 +22,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
+from configs.exit_codes import UsageError
 from configs.schema import Settings
 
 ENV_PREFIX = "TRIALGATE_"
 CONFIG_FOLDER = Path(__file__).parent
 
 
-class ConfigError(ValueError):
+class ConfigError(UsageError):
     """Settings that cannot be used; the message names the field and the fix."""
 
 

@@ -19,10 +19,8 @@ from typing import IO, Any
 
 import fsspec
 
-from configs.exit_codes import ExitCode
-from configs.loading import ConfigError
-from gate.decision import GateUsageError
-from serve_app.mlflow_client import TrackingUnavailable, is_unreachable
+from configs.exit_codes import CommandFailed, ExitCode, Unreachable, UsageError
+from serve_app.mlflow_client import is_unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ def run_command(work: Callable[[], tuple[dict[str, Any], list[str], int]], *, as
         except (Exception, KeyboardInterrupt) as error:
             code = exit_code_of(error)
             message = describe(error)
-            if code == ExitCode.FAILED:
+            if code == ExitCode.FAILED and not isinstance(error, CommandFailed):
                 logger.exception("failed")
             document, lines = {"error": message, "exit_code": int(code)}, []
             print(f"error: {message}", file=sys.stderr)
@@ -62,9 +60,9 @@ def exit_code_of(error: BaseException) -> ExitCode:
     """The documented exit code for an error that ended a command."""
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    if isinstance(error, ConfigError | GateUsageError):
+    if isinstance(error, UsageError):
         return ExitCode.USAGE
-    if isinstance(error, TrackingUnavailable | ConnectionError | TimeoutError) or is_unreachable(error):
+    if isinstance(error, ConnectionError | TimeoutError) or is_unreachable(error):
         return ExitCode.UNREACHABLE
     return ExitCode.FAILED
 
@@ -73,7 +71,7 @@ def describe(error: BaseException) -> str:
     """The error in words."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, ConfigError | GateUsageError | TrackingUnavailable):
+    if isinstance(error, UsageError | Unreachable | CommandFailed):
         return str(error)
     if exit_code_of(error) == ExitCode.UNREACHABLE:
         return f"MLflow or its storage was lost: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -85,11 +83,11 @@ def _refuse_unwritable(url: str) -> None:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise GateUsageError(f"--json-file {url}: {error}") from error
+        raise UsageError(f"--json-file {url}: {error}") from error
     if "file" in (system.protocol if isinstance(system.protocol, tuple) else (system.protocol,)):
         folder = os.path.dirname(path)
         if not os.path.isdir(folder) or os.path.isdir(path):
-            raise GateUsageError(
+            raise UsageError(
                 f"--json-file {url}: expected a file in a folder that exists, found "
                 f"{'a folder' if os.path.isdir(path) else f'no folder {folder}'}"
             )

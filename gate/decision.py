@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from configs.exit_codes import ExitCode
+from configs.exit_codes import ExitCode, UsageError
 
 Outcome = Literal["would_promote", "promoted", "forced", "blocked", "rolled_back"]
 
@@ -16,7 +16,7 @@ RULE = "f1_rule"
 NOT_ROLLED_BACK = "not_rolled_back"
 
 
-class GateUsageError(ValueError):
+class GateUsageError(UsageError):
     """A run, version, model or option that does not exist or cannot be meant; names it and the fix (exit 2)."""
 
 

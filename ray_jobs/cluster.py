@@ -12,12 +12,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from configs.exit_codes import Unreachable
 from configs.loading import ConfigError
 from configs.schema import SearchConfig
 
 
-class ClusterUnavailable(ConnectionError):
+class ClusterUnavailable(Unreachable):
     """Ray cannot be reached or started."""
 
 
@@ -34,8 +36,9 @@ class Cluster:
 def connected(home: str | None) -> Iterator[Cluster]:
     """Connects to the cluster of RAY_ADDRESS (``auto``: the one that runs on this machine), else starts a local one.
 
-    Without RAY_ADDRESS nothing is joined, because what Ray finds by itself may be anybody's. A local one keeps its authentication token in ``home`` (mode 0600), its session under a short temporary directory
-    that is removed at the end, and its dashboard on loopback. Raises ClusterUnavailable.
+    Without RAY_ADDRESS nothing is joined, because what Ray finds by itself may be anybody's. A local one keeps its
+    authentication token in ``home`` (mode 0600), its session under a short temporary directory that is removed at the
+    end, and its dashboard on loopback. Raises ClusterUnavailable.
     """
     import ray
 
@@ -43,7 +46,7 @@ def connected(home: str | None) -> Iterator[Cluster]:
         yield Cluster(ray.get_runtime_context().gcs_address, None, started_here=False)
         return
     _quiet_environment()
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     temporary: str | None = None
     address = os.environ.get("RAY_ADDRESS")
     try:
@@ -59,7 +62,7 @@ def connected(home: str | None) -> Iterator[Cluster]:
         raise ClusterUnavailable(f"Ray cannot be used: {str(error).splitlines()[0]} ({fix})") from error
     url = context.dashboard_url
     try:
-        yield Cluster(context.address_info["address"], f"http://{url}" if url else None, temporary is not None)
+        yield Cluster(ray.get_runtime_context().gcs_address, f"http://{url}" if url else None, temporary is not None)
     finally:
         ray.shutdown()
         _remove(temporary)

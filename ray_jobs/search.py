@@ -8,7 +8,6 @@ never touches the registry.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import functools
 import json
@@ -24,9 +23,10 @@ import fsspec
 from configs.exit_codes import ExitCode
 from configs.loading import ConfigError, load_settings
 from configs.schema import Choice, Int, LogUniform, Settings
+from gate.console import run_command
 from ray_jobs import tracking
 from ray_jobs.cluster import concurrent_trials, connected
-from ray_jobs.command import JobFailed, Result, StorageUnavailable, add_common_arguments, run_command, say
+from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset, Split, prepare
 from ray_jobs.progress import TrackingCallback, reporter, summary_table
 from ray_jobs.tracking import Journal, Tracker, TrialRecord
@@ -61,13 +61,13 @@ class SearchResult:
     def counts(self) -> dict[str, int]:
         """Trials by how they ended."""
         outcomes = [trial.outcome for trial in self.trials]
-        return {name: outcomes.count(name) for name in ("finished", "stopped_early", "failed")}  # type: ignore[arg-type]
+        return {name: outcomes.count(name) for name in ("finished", "stopped_early", "failed")}
 
 
 def run_search(settings: Settings, resume: str | None = None) -> SearchResult:
     """Runs (or, with the name ``resume``, goes on with) a search; connects to Ray where that has not been done.
 
-    Raises ConfigError, DataError, ClusterUnavailable, TrackingUnavailable, StorageUnavailable, and JobFailed when no
+    Raises ConfigError, DataError, ClusterUnavailable, TrackingUnavailable, StorageUnavailable, and AllTrialsFailed when no
     trial gave a model.
     """
     started = datetime.datetime.now(datetime.UTC)
@@ -157,7 +157,7 @@ def max_length(settings: Settings) -> int:
     dimension = settings.search.space.get("model.max_length")
     if dimension is None:
         return settings.model.max_length
-    return int(max(dimension.values) if isinstance(dimension, Choice) else dimension.high)  # type: ignore[type-var]
+    return int(max(dimension.values) if isinstance(dimension, Choice) else dimension.high)
 
 
 def check_checkpoint(checkpoint: str, revision: str, longest: int) -> None:
@@ -279,7 +279,7 @@ def distribution(dimension: Any) -> optuna.distributions.BaseDistribution:
 
 
 def finish(tracker: Tracker, name: str) -> None:
-    """Ends the parent run with the best trial named on it. Raises JobFailed if there is none."""
+    """Ends the parent run with the best trial named on it. Raises AllTrialsFailed if there is none."""
     client, parent = tracker.client, tracker.parent_run_id
     try:
         tracker.close(FLUSH_SECONDS)
@@ -298,7 +298,7 @@ def finish(tracker: Tracker, name: str) -> None:
         raise TrackingUnavailable(f"{error}\nWhen MLflow is back: --resume {name}") from error
     if best is None:
         errors = [trial.error for trial in trials if trial.error]
-        raise JobFailed(f"all {len(trials)} trials failed; the first error was: "
+        raise AllTrialsFailed(f"all {len(trials)} trials failed; the first error was: "
                         f"{errors[0] if errors else 'no trial reported an epoch'}")  # fmt: skip
 
 
@@ -342,20 +342,17 @@ def document(result: SearchResult) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ray_jobs.search", description=(__doc__ or "").split("\n")[0])
-    add_common_arguments(parser)
+    parser = job_parser("python -m ray_jobs.search", (__doc__ or "").split("\n")[0])
     parser.add_argument("--resume", metavar="NAME", help="go on with the search of this name")
     args = parser.parse_args(argv)
 
-    def body() -> Result:
-        overrides = list(args.overrides)
-        settings = load_settings(args.config, overrides)
-        result = run_search(settings, args.resume)
-        say(f"best trial: run {result.best.run_id}, validation F1 {result.best.f1:.4f}, "
-            f"{json.dumps(result.best.parameters)}")  # fmt: skip
-        return Result(ExitCode.OK, document(result))
+    def work() -> tuple[dict[str, Any], list[str], int]:
+        result = run_search(load_settings(args.config, args.overrides), args.resume)
+        best = result.best
+        line = f"best trial: run {best.run_id}, validation F1 {best.f1:.4f}, {json.dumps(best.parameters)}"
+        return document(result), [line], ExitCode.OK
 
-    return run_command(body, args)
+    return run_command(work, as_json=args.json, json_file=args.json_file)
 
 
 if __name__ == "__main__":

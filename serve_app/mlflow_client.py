@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit, urlunsplit
 
+from configs.exit_codes import Unreachable
 from configs.schema import TrackingConfig
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ _FIRST_SECONDS: Final = 10.0
 _PORTS: Final = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
-class TrackingUnavailable(ConnectionError):
+class TrackingUnavailable(Unreachable):
     """MLflow cannot be reached or refuses us; the message has the address (without credentials) and the fix."""
 
 

@@ -9,8 +9,10 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from configs.exit_codes import UsageError
 
-class DataError(ValueError):
+
+class DataError(UsageError):
     """Data that cannot be used; the message names the file and row (or column) and the fix."""
 
 

@@ -1,0 +1,210 @@
+"""The main job on the embedded default, from nothing to an answer over HTTP.
+
+    python -m ray_jobs.quickstart        (``make quickstart``; with ONCE=1 it ends after the first answers)
+
+Search -> gate -> registration -> service -> two predictions; then it serves, with MLflow's UI beside it, until Ctrl-C.
+Everything lies in one folder, ``.trialgate``, except Ray's session, which goes when this process does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+from configs.exit_codes import CommandFailed
+from configs.loading import load_settings
+from configs.schema import Settings
+from gate.console import run_command
+from gate.decision import Decision
+from ray_jobs.cluster import Cluster, connected
+from ray_jobs.command import say
+from ray_jobs.pipeline import document, run_pipeline
+
+TEXTS = ("This movie was absolutely fantastic!", "This movie was not good at all.")
+_MLFLOW_PORT = 5000
+# A shell that ends its whole process group when its standard input closes, which happens however this process dies.
+_GUARDED = ("/bin/sh", "-c", '"$@" </dev/null & cat >/dev/null; kill -KILL 0', "guard")
+_READY_SECONDS = 90.0
+_END_SECONDS = 9.0
+
+
+def quickstart(once: bool) -> tuple[dict[str, Any], list[str], int]:
+    """Runs the loop and, unless ``once``, serves until Ctrl-C. Returns the pipeline's document."""
+    started = time.monotonic()
+    settings = load_settings("quickstart.yaml")
+    with connected(settings.home) as cluster:
+        result, decision = run_pipeline(settings)
+        found = document(result, decision, time.monotonic() - started)
+        say(_verdict(decision))
+        with _mlflow_ui(settings, once) as mlflow_line, _serving(settings) as url:
+            answers = [_predict(url, text) for text in TEXTS]
+            for line in _summary(answers, url, cluster, mlflow_line, settings, time.monotonic() - started):
+                say(line)
+            if not once:
+                _wait_for_interrupt()
+    return {**found, "predictions": answers}, [], 0
+
+
+def _verdict(decision: Decision) -> str:
+    if decision.passed:
+        compared = "" if decision.baseline_f1 is None else f" (production had {decision.baseline_f1:.4f})"
+        return f"promoted: version {decision.production_version}, test F1 {decision.f1:.4f}{compared}"
+    return f"blocked: {decision.reason}. Production stays version {decision.baseline_version}, which is served now"
+
+
+@contextlib.contextmanager
+def _serving(settings: Settings) -> Iterator[str]:
+    """The service on loopback, ready; yields its address, drains it at the end."""
+    from ray import serve
+
+    from serve_app.app import APP_NAME, application, start_draining
+
+    port = _free_port(settings.serving.port, "the service")
+    say("starting the service")
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
+    serve.run(application(settings), name=APP_NAME, route_prefix="/", blocking=False)
+    url = f"http://127.0.0.1:{port}"
+    _wait_until_ready(url)
+    try:
+        yield url
+    finally:
+        with _at_once_on_second_interrupt():
+            start_draining(APP_NAME)
+            serve.shutdown()
+
+
+@contextlib.contextmanager
+def _mlflow_ui(settings: Settings, once: bool) -> Iterator[str]:
+    """MLflow's UI on loopback while we serve; yields the line that says where it is or how to start it."""
+    assert settings.tracking.uri is not None
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        settings.tracking.uri,
+        "--host",
+        "127.0.0.1",
+    ]
+    if once:
+        yield f"{'mlflow':<12}{' '.join(command)} --port {_MLFLOW_PORT}"
+        return
+    port = _free_port(_MLFLOW_PORT, "MLflow's UI")
+    guard = subprocess.Popen(
+        [*_GUARDED, *command, "--port", str(port), "--workers", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield f"{'mlflow':<12}http://127.0.0.1:{port}"
+    finally:
+        assert guard.stdin is not None
+        guard.stdin.close()
+        guard.wait(timeout=5)
+
+
+def _summary(
+    answers: list[dict[str, Any]], url: str, cluster: Cluster, mlflow_line: str, settings: Settings, seconds: float
+) -> list[str]:
+    lines = [""]
+    for text, answer in zip(TEXTS, answers, strict=True):
+        lines.append(f"  {text!r} -> {answer['label']} ({answer['score']:.3f}, version {answer['model_version']})")
+    lines += ["", f"{'api':<12}{url}   (try it in a browser; documentation at {url}/docs)", mlflow_line]
+    if cluster.dashboard_url:
+        token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        how = f"   (token: cat {token})" if token else ""
+        lines.append(f"{'dashboard':<12}{cluster.dashboard_url}{how}")
+    lines.append(f"{'files':<12}{settings.home}   (make clean removes them)")
+    lines.append(f"done in {seconds:.0f} s")
+    return lines
+
+
+def _wait_for_interrupt() -> None:
+    say("serving until Ctrl-C")
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    say("draining: requests in work are finished, then everything ends (Ctrl-C again: at once)")
+
+
+@contextlib.contextmanager
+def _at_once_on_second_interrupt() -> Iterator[None]:
+    """While the service drains, another Ctrl-C or too long a wait ends this process, and with it all it started."""
+
+    def end(number: int, frame: object) -> None:
+        # Ray's processes watch this one and go with it.
+        os._exit(0)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_REAL, _END_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_port(wanted: int, what: str) -> int:
+    """``wanted``, or the next free port of loopback after it, which is then named."""
+    for port in range(wanted, wanted + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port != wanted:
+            say(f"port {wanted} is in use: {what} takes {port}")
+        return port
+    raise CommandFailed(f"no free port for {what} between {wanted} and {wanted + 99}")
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    problem: object = None
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/ready", timeout=5) as response:
+                if response.status == 200:
+                    return
+        except urllib.error.HTTPError as error:
+            problem = error.read().decode("utf-8", "replace")
+        except OSError as error:
+            problem = error
+        threading.Event().wait(0.2)
+    raise CommandFailed(f"the service at {url} was not ready after {_READY_SECONDS:.0f} s: {problem}")
+
+
+def _predict(url: str, text: str) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
+    key = os.environ.get("SERVE_API_KEYS", "").split(",")[0].strip()
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(f"{url}/predict", json.dumps({"text": text}).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def main() -> int:
+    """The command line: no arguments, ONCE=1 in the environment ends it after the first answers."""
+    once = os.environ.get("ONCE", "") not in ("", "0")
+    return run_command(lambda: quickstart(once), as_json=False, json_file=None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
