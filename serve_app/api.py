@@ -102,7 +102,7 @@ def create_api(
     api = FastAPI(
         title="Trialgate",
         version=application_version(),
-        description="Text classification by the model that passed the gate. Every error is `{\"error\": {...}}`.",
+        description='Text classification by the model that passed the gate. Every error is `{"error": {...}}`.',
         docs_url="/docs",
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,

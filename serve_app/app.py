@@ -53,6 +53,7 @@ def application(settings: Settings) -> Application:
         name="board",
         num_replicas=1,
         max_ongoing_requests=10_000,  # every replica has one call open all the time
+        logging_config={"enable_access_log": False},
         graceful_shutdown_timeout_s=min(2.0, serving.drain_timeout_s),
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": 0},
@@ -62,6 +63,7 @@ def application(settings: Settings) -> Application:
         name="classifier",
         max_ongoing_requests=serving.max_concurrent_texts + _ROOM_TO_REFUSE,
         max_queued_requests=_ROOM_TO_REFUSE,
+        logging_config={"enable_access_log": False},  # the gateway's has every request once
         health_check_period_s=5,
         ray_actor_options={"num_cpus": serving.cpus_per_replica, "num_gpus": serving.gpus_per_replica},
         **_scale(serving.min_replicas, serving.max_replicas, serving.target_ongoing_requests),

@@ -118,9 +118,7 @@ class Batcher(Generic[Item, Result]):
         """Sum of the sizes of all waiting items; what was cancelled counts no more, though it still stands there."""
         return sum(entry.size for entry in self._waiting if not entry.done.done())
 
-    async def submit(
-        self, items: Sequence[Item], sizes: Sequence[int], deadline: float = math.inf
-    ) -> Outcome[Result]:
+    async def submit(self, items: Sequence[Item], sizes: Sequence[int], deadline: float = math.inf) -> Outcome[Result]:
         """Results of ``items`` (``sizes``: tokens of each). Cancelling this call drops what has not been computed.
 
         Raises DeadlineExceeded if ``deadline`` (by ``clock``) passes before all items are in a forward pass,
@@ -132,8 +130,7 @@ class Batcher(Generic[Item, Result]):
             return Outcome([], 0.0, 0.0)
         loop, arrived = asyncio.get_running_loop(), self._clock()
         entries = [
-            _Entry(item, size, deadline, arrived, loop.create_future())
-            for item, size in zip(items, sizes, strict=True)
+            _Entry(item, size, deadline, arrived, loop.create_future()) for item, size in zip(items, sizes, strict=True)
         ]
         self._waiting.extend(entries)
         if self._worker is None:
@@ -217,9 +214,7 @@ class Batcher(Generic[Item, Result]):
                 if alive := [entry for entry in half if not entry.done.done()]:
                     await self._compute(alive)
 
-    def _record(
-        self, batch: list[_Entry[Item, Result]], started: float, finished: float, *, failed: bool
-    ) -> None:
+    def _record(self, batch: list[_Entry[Item, Result]], started: float, finished: float, *, failed: bool) -> None:
         if self._observe is None:
             return
         try:

@@ -53,9 +53,7 @@ _STATUS = {
     ErrorCode.DEADLINE_EXCEEDED: 504,
 }
 # `internal` is a bug: the same request meets it again.
-_RETRYABLE = frozenset(
-    {ErrorCode.OVERLOADED, ErrorCode.NOT_READY, ErrorCode.DRAINING, ErrorCode.DEADLINE_EXCEEDED}
-)
+_RETRYABLE = frozenset({ErrorCode.OVERLOADED, ErrorCode.NOT_READY, ErrorCode.DRAINING, ErrorCode.DEADLINE_EXCEEDED})
 
 
 class ServiceError(Exception):

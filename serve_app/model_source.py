@@ -102,8 +102,10 @@ def find_model_folder(downloaded: Path) -> Path:
     """The one saved-model folder below ``downloaded``. Raises ModelFolderError if there is none, or several."""
     found = sorted(path.parent for path in downloaded.rglob(INFO_FILE))
     if len(found) != 1:
-        raise ModelFolderError(f"expected one saved model (a folder with {INFO_FILE}) in the artifact, found "
-                               f"{len(found)}: was this version registered by Trialgate?")
+        raise ModelFolderError(
+            f"expected one saved model (a folder with {INFO_FILE}) in the artifact, found "
+            f"{len(found)}: was this version registered by Trialgate?"
+        )
     return found[0]
 
 

@@ -226,9 +226,7 @@ async def test_large_bodies_are_refused_before_they_are_read(service):
         raise AssertionError("the body was read")
         yield b""
 
-    response = await service.client.post(
-        "/predict", content=announced(), headers={**JSON, "content-length": "1001"}
-    )
+    response = await service.client.post("/predict", content=announced(), headers={**JSON, "content-length": "1001"})
     check_error(response, "payload_too_large")
 
 
@@ -326,8 +324,12 @@ async def test_request_id_that_cannot_be_echoed_is_made(service, given):
                                      {"x-api-key": ""}])  # fmt: skip
 async def test_keyed_routes_refuse(headers):
     service = Service({}, keys="one, two")
-    for call in (service.post({"text": "a"}, **headers), service.post({"texts": ["a"]}, "/batch_predict", **headers),
-                 service.client.get("/info", headers=headers), service.client.get("/metrics", headers=headers)):
+    for call in (
+        service.post({"text": "a"}, **headers),
+        service.post({"texts": ["a"]}, "/batch_predict", **headers),
+        service.client.get("/info", headers=headers),
+        service.client.get("/metrics", headers=headers),
+    ):
         response = await call
         check_error(response, "unauthorized")
         assert response.headers["www-authenticate"] == "Bearer"

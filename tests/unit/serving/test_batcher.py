@@ -208,12 +208,11 @@ def test_nothing_lost_nothing_crossed_budget_kept(sizes, cancelled, bad, data):
 
     async def scenario() -> None:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(
-                model, max_tokens=max_tokens, max_texts=max_texts, executor=executor, observe=seen.append
-            )
+            batcher = Batcher(model, max_tokens=max_tokens, max_texts=max_texts, executor=executor, observe=seen.append)
             first = await held_by(batcher, model)
-            items = [[(request, place) for place in range(len(request_sizes))]
-                     for request, request_sizes in enumerate(sizes)]
+            items = [
+                [(request, place) for place in range(len(request_sizes))] for request, request_sizes in enumerate(sizes)
+            ]
             model.bad = {(request, 0) for request in bad}
             tasks = await start(batcher, *zip(items, sizes, strict=True))
             for request in cancelled & set(range(len(sizes))):

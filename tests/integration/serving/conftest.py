@@ -1,0 +1,76 @@
+"""One service for all tests here: two gateways and two classifiers on real Ray Serve, on a registry of tiny models."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray import serve
+
+from configs.schema import Settings
+from serve_app.app import APP_NAME, application
+from tests.integration.serving.world import Registry, Service, free_port, wait_until
+
+REPLICAS = 2
+
+
+@pytest.fixture(scope="package")
+def registry(mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    folder = tmp_path_factory.mktemp("serving")
+    database = folder / "mlflow.db"
+    shutil.copyfile(mlflow_template, database)
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE experiments SET artifact_location = ?", ((folder / "artifacts").as_uri(),))
+    connection.close()
+    return Registry(f"sqlite:///{database}", folder)
+
+
+@pytest.fixture(scope="package")
+def settings(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings.model_validate(
+        {
+            "home": str(tmp_path_factory.mktemp("home")),
+            "tracking": {"uri": registry.uri},
+            "serving": {
+                "gateway_replicas": REPLICAS,
+                "min_replicas": REPLICAS,
+                "max_replicas": REPLICAS,
+                "cpus_per_replica": 1,
+                "max_text_chars": 2000,
+                "max_client_batch_size": 8,
+                "max_concurrent_texts": 64,
+                "max_body_bytes": 20_000,
+                "deadline_ms": 3000,
+                "poll_interval_s": 1.0,
+                "drain_timeout_s": 2.0,
+                "cache_dir": str(tmp_path_factory.mktemp("cache")),
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="package")
+def serve_url(ray_cluster: object) -> Iterator[str]:
+    """Ray Serve, running; every application here goes under its own path."""
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+@pytest.fixture(scope="package")
+def service(serve_url: str, settings: Settings, registry: Registry) -> Service:
+    """The service, started while nothing was promoted yet; then the first version was."""
+    serve.run(application(settings), name=APP_NAME, route_prefix="/")
+    running = Service(serve_url, settings, registry)
+    for path in ("/health", "/ready", "/info", "/metrics", "/"):
+        running.before[path] = running.client.get(path)
+    running.before["/predict"] = running.predict()
+    running.first_version = registry.register()
+    registry.promote(running.first_version)
+    wait_until(lambda: running.client.get("/ready").status_code == 200, 30)
+    running.wait_for_version(running.first_version, REPLICAS, 10)
+    return running
