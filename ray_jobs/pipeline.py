@@ -14,7 +14,6 @@ from typing import Any
 from configs.exit_codes import ExitCode
 from configs.loading import load_settings
 from configs.schema import Settings
-from gate import promotion
 from gate.console import run_command
 from gate.decision import Decision
 from ray_jobs.command import job_parser, say
@@ -24,6 +23,8 @@ from serve_app import mlflow_client
 
 def run_pipeline(settings: Settings, resume: str | None = None) -> tuple[SearchResult, Decision]:
     """Searches, then lets the best trial through the gate or not. Raises what ``run_search`` and the gate raise."""
+    from gate import promotion  # brings torch, for which --help and a refused config need not wait
+
     result = run_search(settings, resume)
     client = mlflow_client.connect(settings.tracking)
     for line in promotion.repair(client):
