@@ -16,7 +16,7 @@ import fsspec
 from configs.loading import load_settings
 from configs.schema import Settings
 from gate.decision import GateUsageError
-from gate.registry import NOT_FOUND, get_version
+from gate.registry import NOT_FOUND, get_version, versions
 from gate.scoring import ScoringError
 from serve_app import mlflow_client as names
 from serve_app.inference.saved_model import ModelFolderError, weights_digest
@@ -115,10 +115,8 @@ def _from_trial(client: MlflowClient, trial: Run, parent: Run | None, version: M
 def _of_version(client: MlflowClient, model_name: str, version: str) -> Candidate:
     found = get_version(client, model_name, version)
     if found is None:
-        raise GateUsageError(
-            f"version '{version}' of model '{model_name}' does not exist; its versions are listed by: "
-            f"python -m gate status --model-name {model_name}"
-        )
+        there = ", ".join(str(known.version) for known in versions(client, model_name)) or "none"
+        raise GateUsageError(f"version '{version}' of model '{model_name}' does not exist; there are: {there}")
     run = _get_run(client, found.run_id) if found.run_id else None
     if run is not None:
         return _from_trial(client, run, None, found)

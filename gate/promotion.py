@@ -91,6 +91,7 @@ def rollback(client: MlflowClient, model_name: str, to: str | None = None, reaso
     back. Without such a version the decision is blocked. Raises GateUsageError, TrackingUnavailable.
     """
     repair(client)
+    to = None if to is None else str(to)
     current = registry.aliased(client, model_name, PRODUCTION)
     left = None if current is None else str(current.version)
     decision = Decision(decision="blocked", reason="", action="rollback", model_name=model_name,
@@ -128,7 +129,7 @@ def _rollback_target(
         target = registry.get_version(client, model_name, to)
         if target is None:
             raise GateUsageError(
-                f"version '{to}' of model '{model_name}' does not exist; there are "
+                f"version '{to}' of model '{model_name}' does not exist; there are: "
                 f"{_listed(registry.versions(client, model_name))}"
             )
         if names.ROLLED_BACK in target.tags:
@@ -320,18 +321,20 @@ def _leave(client: MlflowClient, name: str, version: str, *, rolled_back: bool) 
 
 
 def _tag_candidate(client: MlflowClient, decision: Decision) -> None:
-    """Puts the decision on the candidate's run, where people look first."""
+    """Puts the decision where people look first: on the candidate's run, and on its search's if it is the best."""
     from mlflow.entities import RunTag
 
-    run_id = active_run_id(client, decision.run_id)
-    if run_id is None or decision.action == "rollback":
+    if decision.action == "rollback":
         return
     tags = {
         names.DECISION: decision.decision,
         names.DECISION_ID: decision.decision_id or "",
         f"{names.DECISION}_reason": decision.reason[:1000],
     }
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    run_ids = [active_run_id(client, decision.run_id), active_run_id(client, decision.parent_run_id)]
+    for run_id in filter(None, run_ids):
+        if run_id == decision.run_id or client.get_run(run_id).data.tags.get(names.BEST_RUN) == decision.run_id:
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def _described(version: ModelVersion | None) -> dict[str, Any] | None:

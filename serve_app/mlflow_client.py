@@ -86,12 +86,13 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
     os.environ["MLFLOW_LOG_UV_FILES"] = "false"  # it would upload the working directory's pyproject.toml
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     _probe(uri)
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uv_utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uv_utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         with _kept_environment("MLFLOW_TRACKING_URI"):  # MLflow exports it, and settings loaded later would obey it
             mlflow.set_tracking_uri(uri)

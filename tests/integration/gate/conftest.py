@@ -1,0 +1,49 @@
+"""One search in an MLflow of its own per test, and models that are made once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.schema import TrackingConfig
+from gate.__main__ import main
+from serve_app.mlflow_client import connect
+from tests.integration.gate.world import World, make_world
+from tests.tiny import write_tiny_model
+
+Gate = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """``good`` always answers right on the world's test split, the others do not; all have different weights."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "good": write_tiny_model(folder / "good", rule=True),
+        "good-too": write_tiny_model(folder / "good-too", rule=True, max_length=63),
+        "bad": write_tiny_model(folder / "bad", seed=1),
+        "other-labels": write_tiny_model(folder / "other-labels", labels=("a", "b", "c")),
+    }
+
+
+@pytest.fixture
+def world(tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A search without trials."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    return make_world(connect(TrackingConfig(uri=tracking_uri)), tracking_uri, tmp_path)
+
+
+@pytest.fixture
+def gate(world: World, capsys: pytest.CaptureFixture[str]) -> Gate:
+    """Runs one command of ``python -m gate``; returns its exit code and JSON document."""
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+        capsys.readouterr()
+        code = main([*arguments, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return run
