@@ -125,7 +125,7 @@ def _quiet_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
         "RAY_DEDUP_LOGS": "0",
-        "RAY_maximum_startup_concurrency": "16",  # a trial is three processes; Ray warns from four times the cores on
+        "RAY_worker_maximum_startup_concurrency": "16",  # a trial is three processes; Ray warns from four times the cores on
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the MLflow runs too
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -67,8 +67,8 @@ class SearchResult:
 def run_search(settings: Settings, resume: str | None = None) -> SearchResult:
     """Runs (or, with the name ``resume``, goes on with) a search; connects to Ray where that has not been done.
 
-    Raises ConfigError, DataError, ClusterUnavailable, TrackingUnavailable, StorageUnavailable, and AllTrialsFailed when no
-    trial gave a model.
+    Raises ConfigError, DataError, ClusterUnavailable, TrackingUnavailable, StorageUnavailable, and AllTrialsFailed when
+    no trial gave a model.
     """
     started = datetime.datetime.now(datetime.UTC)
     name = resume or settings.search.name or f"search-{started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

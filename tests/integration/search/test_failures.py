@@ -1,0 +1,115 @@
+"""What a search does when trials fail, settings are wrong, or parts of the world are gone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.exit_codes import ExitCode
+from ray_jobs import pipeline, search
+from ray_jobs.search import run_search
+from serve_app import mlflow_client as names
+from tests.conftest import RayCluster
+from tests.integration.search.world import SMALL, arguments, small_settings
+from tests.tiny import write_tiny_model
+
+
+def command(home: Path, *more: str, **changes: str) -> list[str]:
+    """The arguments of a job's command line for a small search."""
+    values = SMALL | {"home": str(home)} | {key.replace("__", "."): value for key, value in changes.items()}
+    return ["--config", "quickstart.yaml", *(f"--set={text}" for text in arguments(values)), *more]
+
+
+def test_all_trials_fail_for_a_reason_that_is_told(
+    ray_cluster: RayCluster, tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_tiny_model(tmp_path / "checkpoint")
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    changes = {
+        "model__checkpoint": str(checkpoint),
+        "model__architecture": "null",
+        "search__trials": "1",
+        "search__max_failures": "0",
+        "tracking__uri": tracking_uri,
+    }
+    assert search.main(command(tmp_path / "home", **changes)) == ExitCode.FAILED
+    shown = capsys.readouterr().err
+    assert "all 1 trials failed; the first error was" in shown
+    assert "Traceback" not in shown.split("error: all 1 trials")[1]
+    client = names.connect(small_settings(tmp_path / "home", tracking_uri).tracking)
+    experiment = client.get_experiment_by_name("quickstart")
+    runs = client.search_runs([experiment.experiment_id])
+    status = {run.data.tags[names.KIND]: run.info.status for run in runs}
+    assert (status["search"], status["trial"]) == ("FAILED", "FAILED")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search__gpus_per_trial": "9"}, "room for 0 such worker"),
+        ({"search__cpus_per_trial": "99"}, "room for 0 such worker"),
+        ({"search__grace_epochs": "5"}, "search.grace_epochs 5 is above training.epochs"),
+        ({"training__warmup_steps": "5000"}, "longer than training"),
+        ({"training__epoch": "5"}, "did you mean 'training.epochs'"),
+        ({"data__source": "files", "data__train": "[/nowhere/train.csv]"}, "/nowhere/train.csv"),
+        ({"model__checkpoint": "/nowhere/model", "model__architecture": "null"}, "/nowhere/model"),
+    ],
+)
+def test_a_misconfigured_run_writes_nothing(
+    ray_cluster: RayCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], message: str
+) -> None:
+    home = tmp_path / "home"
+    assert search.main(command(home, **changes)) == ExitCode.USAGE
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert not home.exists()
+
+
+def test_an_empty_space_is_refused(tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "home")
+    settings.search.space = {}
+    with pytest.raises(ValueError, match=r"search\.space is empty"):
+        run_search(settings)
+
+
+def test_mlflow_that_is_not_there(
+    ray_cluster: RayCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(tmp_path / "home", tracking__uri="http://127.0.0.1:9")
+    assert pipeline.main(arguments) == ExitCode.UNREACHABLE
+    assert "http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_storage_that_cannot_be_written(
+    ray_cluster: RayCluster, tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocker = tmp_path / "a file"
+    blocker.write_text("")
+    changes = {"search__storage": f"{blocker}/searches", "tracking__uri": tracking_uri}
+    assert search.main(command(tmp_path / "home", **changes)) == ExitCode.UNREACHABLE
+    assert "search.storage" in capsys.readouterr().err
+
+
+def test_resume_of_what_was_never_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main(command(tmp_path / "home", "--resume", "no-such-search")) == ExitCode.USAGE
+    assert "no-such-search" in capsys.readouterr().err
+
+
+def test_one_json_document_on_standard_output(
+    ray_cluster: RayCluster, tracking_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "result.json"
+    changes = {"search__trials": "1", "training__epochs": "1", "gate__minimum_f1": "1.0", "tracking__uri": tracking_uri}
+    arguments = command(tmp_path / "home", "--json", "--json-file", str(out), **changes)
+    assert pipeline.main(arguments) == ExitCode.BLOCKED
+    printed = json.loads(capfd.readouterr().out)
+    assert printed == json.loads(out.read_text())
+    assert printed["decision"] == "blocked"
+    assert printed["model_version"] is None
+    assert printed["trials"] == {"finished": 1, "stopped_early": 0, "failed": 0}
+    client = names.connect(small_settings(tmp_path / "home", tracking_uri).tracking)
+    assert not client.search_registered_models()

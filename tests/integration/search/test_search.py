@@ -1,0 +1,122 @@
+"""A whole search on real Ray, Tune, Train and MLflow, and the gate on what it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from configs.schema import Settings
+from gate import promotion
+from ray_jobs.search import SearchResult, run_search
+from serve_app import mlflow_client as names
+from serve_app.inference.engine import Engine
+from tests.conftest import RayCluster
+from tests.integration.search.world import small_settings
+
+
+@dataclass
+class Searched:
+    """A finished search, with what MLflow has of it."""
+
+    settings: Settings
+    result: SearchResult
+    client: MlflowClient
+    parent: Run
+    trials: list[Run]
+
+
+@pytest.fixture(scope="module")
+def searched(
+    ray_cluster: RayCluster, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Searched]:
+    home = tmp_path_factory.mktemp("search")
+    shutil.copyfile(mlflow_template, home / "mlflow.db")
+    settings = small_settings(home, search__scheduler="none")
+    result = run_search(settings)
+    client = names.connect(settings.tracking)
+    parent = client.get_run(result.parent_run_id)
+    trials = client.search_runs(
+        [parent.info.experiment_id], f"tags.`{names.PARENT_RUN}` = '{parent.info.run_id}'", order_by=["start_time"]
+    )
+    yield Searched(settings, result, client, parent, list(trials))
+    mlflow.set_tracking_uri(None)
+
+
+def test_every_trial_has_one_run_in_its_true_state(searched: Searched) -> None:
+    assert len(searched.trials) == len(searched.result.trials) == 3
+    assert {run.info.status for run in searched.trials} == {"FINISHED"}
+    assert searched.parent.info.status == "FINISHED"
+    by_id = {run.data.tags[names.TRIAL_ID]: run for run in searched.trials}
+    for record in searched.result.trials:
+        run = by_id[record.trial_id]
+        assert run.data.tags[names.OUTCOME] == record.outcome == "finished"
+        assert {key: float(value) for key, value in run.data.params.items()} == pytest.approx(record.parameters)
+        assert run.data.metrics["best_validation_f1"] == pytest.approx(record.f1)
+
+
+def test_epochs_are_steps(searched: Searched) -> None:
+    for run in searched.trials:
+        for metric in ("train_loss", "validation_loss", "validation_f1"):
+            history = searched.client.get_metric_history(run.info.run_id, metric)
+            assert [point.step for point in history] == [1, 2], metric
+
+
+def test_parent_names_the_best_trial_and_what_it_takes_to_repeat_it(searched: Searched) -> None:
+    tags, best = searched.parent.data.tags, searched.result.best
+    assert tags[names.BEST_RUN] == best.run_id
+    assert best.f1 == max(record.f1 or 0.0 for record in searched.result.trials)
+    for digest in (names.TEST_DIGEST, "trialgate.train_digest", "trialgate.validation_digest"):
+        assert len(tags[digest]) == 64
+    assert tags["trialgate.seed"] == "42"
+    assert tags[names.F1_DEFINITION] == "binary:positive"
+    assert "trialgate.git_revision" in tags
+    settings = mlflow.artifacts.load_dict(f"runs:/{searched.parent.info.run_id}/{names.SETTINGS_FILE}")
+    assert Settings.model_validate(settings) == searched.settings
+
+
+def test_the_best_model_is_whole_and_only_the_best_epoch_is_kept(searched: Searched) -> None:
+    for record in searched.result.trials:
+        assert record.model_uri is not None
+        folder = Path(record.model_uri)
+        assert Engine.load(folder).labels == ("negative", "positive")
+        assert [path.name for path in folder.parent.parent.glob("epoch-*")] == [f"epoch-{record.best_epoch}"]
+
+
+def test_the_registry_and_the_test_split_are_untouched(searched: Searched) -> None:
+    assert not searched.client.search_registered_models()
+    assert not [key for run in searched.trials for key in run.data.metrics if key.startswith("test_")]
+
+
+def test_the_test_split_is_frozen_once(searched: Searched) -> None:
+    datasets = searched.client.search_runs(
+        [searched.parent.info.experiment_id], f"tags.`{names.KIND}` = '{names.KIND_DATASET}'"
+    )
+    assert len(datasets) == 1
+    uri = searched.parent.data.tags[names.TEST_URI]
+    assert uri == f"runs:/{datasets[0].info.run_id}/{names.TEST_FILE}"
+
+
+def test_the_journal_has_what_mlflow_has(searched: Searched) -> None:
+    journal = Path(f"{searched.settings.search.storage}/{searched.result.name}/journal.jsonl")
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [event["event"] for event in events].count("started") == 3
+    assert [event["event"] for event in events].count("epoch") == 6
+    assert [event["event"] for event in events].count("ended") == 3
+
+
+def test_the_gate_takes_it_from_here(searched: Searched) -> None:
+    decision = promotion.check(searched.client, run_id=searched.parent.info.run_id)
+    assert decision.decision == "would_promote"
+    assert decision.run_id == searched.result.best.run_id
+    assert not searched.client.search_registered_models()
+    promoted = promotion.promote(searched.client, run_id=searched.parent.info.run_id)
+    assert (promoted.decision, promoted.model_version) == ("promoted", "1")
+    assert promoted.f1 == decision.f1
