@@ -26,13 +26,14 @@ from serve_app.batcher import Admission, Batcher, BatcherClosed, BatchRecord, De
 from serve_app.board import Reporter
 from serve_app.errors import ErrorCode
 from serve_app.follower import Alias, Follower, Loaded
-from serve_app.inference.engine import Engine
-from serve_app.inference.tokenizing import Tokenized
 from serve_app.metrics import ClassifierMetrics, snapshot
 from serve_app.model_source import ModelCache, RegistryAlias
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
+
+    from serve_app.inference.engine import Engine
+    from serve_app.inference.tokenizing import Tokenized
 
 # A forward pass takes well under a second; one that takes this long hangs, and Serve should replace the replica.
 _STUCK_S = 120.0
@@ -195,6 +196,9 @@ class Classifier:
         )
 
     def _load(self, folder: Path) -> Engine:
+        # Here, so that what only puts the application together does not have to load torch.
+        from serve_app.inference.engine import Engine
+
         serving = self._serving
         return Engine.load(
             folder,

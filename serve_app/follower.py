@@ -13,12 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from serve_app.inference.engine import Engine
-from serve_app.inference.saved_model import ModelFolderError
 from serve_app.mlflow_client import TrackingUnavailable
 from serve_app.model_source import ModelCache, ModelVersion
+
+if TYPE_CHECKING:
+    from serve_app.inference.engine import Engine
 
 TRIES = 5
 FIRST_BACKOFF_S = 2.0  # doubled after every try
@@ -186,6 +187,8 @@ class Follower:
         return True
 
     def _failed(self, version: ModelVersion, error: Exception) -> None:
+        from serve_app.inference.saved_model import ModelFolderError  # brings torch
+
         self._on_load_error()
         known = self._failures.pop(version, None)
         tries = known.tries + 1 if known else 1

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from configs.schema import TrackingConfig
-from serve_app.inference.saved_model import INFO_FILE, ModelFolderError
 from serve_app.mlflow_client import VERSION_F1, TrackingUnavailable, connect, redact
 
 if TYPE_CHECKING:
@@ -100,6 +99,8 @@ class RegistryAlias:
 
 def find_model_folder(downloaded: Path) -> Path:
     """The one saved-model folder below ``downloaded``. Raises ModelFolderError if there is none, or several."""
+    from serve_app.inference.saved_model import INFO_FILE, ModelFolderError  # brings torch
+
     found = sorted(path.parent for path in downloaded.rglob(INFO_FILE))
     if len(found) != 1:
         raise ModelFolderError(
