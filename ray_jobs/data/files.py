@@ -50,8 +50,10 @@ def read_files(urls: Sequence[str], columns: Columns, field: str) -> tuple[Rows,
     for url in [match for pattern in urls for match in _matches(pattern, field)]:
         rows, found = _read_file(url, columns, field)
         if found is not None and names is not None and found != names:
-            raise DataError(f"{redacted(url)}: its metadata name the classes {list(found)}, but the files before it "
-                            f"have {list(names)}: make them equal or set data.label_names and drop the metadata")
+            raise DataError(
+                f"{redacted(url)}: its metadata name the classes {list(found)}, but the files before it "
+                f"have {list(names)}: make them equal or set data.label_names and drop the metadata"
+            )
         names = names or found
         several.append(rows)
     return Rows.concatenate(several), names
@@ -116,8 +118,10 @@ def _format_of(url: str, field: str) -> str:
     for suffix, file_format in _FORMATS.items():
         if path.endswith(suffix):
             return file_format
-    raise DataError(f"{redacted(url)}: the format is told by the ending, expected one of {', '.join(_FORMATS)} "
-                    f"(each also with {', '.join(_COMPRESSED)}): rename the file or correct {field}")
+    raise DataError(
+        f"{redacted(url)}: the format is told by the ending, expected one of {', '.join(_FORMATS)} "
+        f"(each also with {', '.join(_COMPRESSED)}): rename the file or correct {field}"
+    )
 
 
 def require_columns(columns: Columns, found: Sequence[str], name: str) -> None:
@@ -127,8 +131,9 @@ def require_columns(columns: Columns, found: Sequence[str], name: str) -> None:
             hint = ""
             if len(found) == 1 and re.search(r"[;\t|]", found[0]):
                 hint = " (a single column: is the separator not a comma?)"
-            raise DataError(f"{name} has no column '{column}'; found columns: {', '.join(found)}{hint}: "
-                            f"set data.{setting}_column")
+            raise DataError(
+                f"{name} has no column '{column}'; found columns: {', '.join(found)}{hint}: set data.{setting}_column"
+            )
         if column is not None and list(found).count(column) > 1:
             raise DataError(f"{name} has the column '{column}' {list(found).count(column)} times: rename the others")
 
@@ -150,16 +155,22 @@ def _read_csv(file: IO[bytes], columns: Columns, name: str, delimiter: str) -> l
                 continue
             row += 1
             if len(fields) != len(header):
-                raise DataError(f"{name}, row {row} (ends at line {reader.line_num}): {len(fields)} fields, but the "
-                                f"header has {len(header)}: put quotes around texts that hold a separator")
+                raise DataError(
+                    f"{name}, row {row} (ends at line {reader.line_num}): {len(fields)} fields, but the "
+                    f"header has {len(header)}: put quotes around texts that hold a separator"
+                )
             for column, into in wanted:
                 into.append(fields[column])
     except csv.Error as error:
-        raise DataError(f"{name}, row {row + 1} (line {reader.line_num}): not valid CSV ({error}): inside a quoted "
-                        'text a quote is written twice ("")') from None
+        raise DataError(
+            f"{name}, row {row + 1} (line {reader.line_num}): not valid CSV ({error}): inside a quoted "
+            'text a quote is written twice ("")'
+        ) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{name}, after row {row}: not UTF-8 ({error.reason} at byte 0x{error.object[error.start]:02x})"
-                        ": save the file as UTF-8") from None
+        raise DataError(
+            f"{name}, after row {row}: not UTF-8 ({error.reason} at byte 0x{error.object[error.start]:02x})"
+            ": save the file as UTF-8"
+        ) from None
     finally:
         csv.field_size_limit(limit)
         lines.detach()
@@ -178,11 +189,14 @@ def _read_jsonl(file: IO[bytes], columns: Columns, name: str) -> list[list[Any]]
         except UnicodeDecodeError:
             raise DataError(f"{name}, line {number}: not UTF-8: save the file as UTF-8") from None
         except json.JSONDecodeError as error:
-            raise DataError(f"{name}, line {number}: not valid JSON ({error.msg}, column {error.colno}): write one "
-                            "object per line") from None
+            raise DataError(
+                f"{name}, line {number}: not valid JSON ({error.msg}, column {error.colno}): write one object per line"
+            ) from None
         if not isinstance(record, dict):
-            raise DataError(f"{name}, line {number}: expected an object, found {type(record).__name__}: write one "
-                            f"object with {', '.join(columns.names)} per line")
+            raise DataError(
+                f"{name}, line {number}: expected an object, found {type(record).__name__}: write one "
+                f"object with {', '.join(columns.names)} per line"
+            )
         found.update(dict.fromkeys(record))
         # "\ud83d" alone is legal JSON but no character: half an emoji, cut off by somebody. Nothing after here
         # could write it as UTF-8.

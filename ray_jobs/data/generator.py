@@ -8,9 +8,10 @@ sentences around it, up to about 200 words. A share of labels is flipped, so nob
 Every text is drawn from its own random generator, seeded by (seed, index): a larger data set begins with the smaller
 one. Only ``Random.random()`` is used, the one method that Python promises to keep the same between versions.
 
-How hard it is, with 3,600 training texts, label noise 0.03 and the default seed, in test accuracy or F1 (they agree):
-logistic regression on words DIFFICULTY_WORDS, on words and pairs DIFFICULTY_PAIRS; a DistilBERT of 2 layers and
-width 128 from scratch, DIFFICULTY_MODEL.
+How hard it is, measured once with about 3,600 training texts, label noise 0.03 (so that nothing can be right in more
+than 0.97 of the test texts) and seed 7: logistic regression on words has an accuracy of 0.88, on words and pairs of
+words 0.94; a DistilBERT of 2 layers and width 128 from scratch (5 epochs, 16 texts per step) has an F1 of 0.93 at
+learning rates 5e-4 and 1e-3, 0.90 at 1e-4, and learns nothing in two epochs at 4e-3.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _argument(draw: _Draw, right: Words, wrong: Words) -> list[str]:
     if kind < 0.94:  # the other side gets a sentence or two, then comes the verdict
         conceded = [_sentence(draw, wrong, "opinion") for _ in range(1 + int(draw() * 1.5))]
         turn = TURNS[int(draw() * len(TURNS))]
-        return [*conceded, _finished(draw, turn + _clause(draw, right, "verdict" if draw() < 0.75 else "opinion"))]
+        return [*conceded, _finished(draw, turn + _clause(draw, right, "verdict" if draw() < 0.85 else "opinion"))]
     if kind < 0.96:  # what others said, and what is true
         return [_sentence(draw, wrong, "hearsay"), _sentence(draw, right, "opinion")]
     return [_sentence(draw, right, "opinion"), _concession(draw, right, wrong)]
@@ -80,7 +81,7 @@ def _argument(draw: _Draw, right: Words, wrong: Words) -> list[str]:
 def _concession(draw: _Draw, right: Words, wrong: Words) -> str:
     lead, middle, verdict_first = JOINTS[int(draw() * len(JOINTS))]
     conceded = _clause(draw, wrong, "opinion")
-    verdict = _clause(draw, right, "verdict" if verdict_first or draw() < 0.8 else "opinion")
+    verdict = _clause(draw, right, "verdict" if verdict_first or draw() < 0.9 else "opinion")
     first, second = (verdict, conceded) if verdict_first else (conceded, verdict)
     return _finished(draw, f"{lead}{first}{middle}{second}")
 
@@ -88,11 +89,11 @@ def _concession(draw: _Draw, right: Words, wrong: Words) -> str:
 def _neutral_sentences(draw: _Draw, words: Words) -> list[str]:
     """None or few in most texts, up to 18 in some, each pattern at most once."""
     size = draw()
-    if size < 0.30:
+    if size < 0.40:
         return []
-    if size < 0.75:
+    if size < 0.82:
         count = 1 + int(draw() * 2)
-    elif size < 0.93:
+    elif size < 0.95:
         count = 3 + int(draw() * 3)
     else:
         count = 6 + int(draw() * 13)
@@ -111,7 +112,7 @@ def _sentence(draw: _Draw, words: Words, kind: str) -> str:
 def _clause(draw: _Draw, words: Words, kind: str) -> str:
     if kind == "opinion":
         manner = draw()
-        kind = "plain" if manner < 0.76 else "negated" if manner < 0.90 else "hedged"
+        kind = "plain" if manner < 0.78 else "negated" if manner < 0.90 else "hedged"
     patterns = words.patterns[kind]
     return _filled(draw, words, patterns[int(draw() * len(patterns))])
 

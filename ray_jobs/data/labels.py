@@ -68,17 +68,22 @@ def f1_definition(names: Sequence[str], kind: LabelKind, positive_label: str | N
     ``positive``. More classes: the macro mean. Raises DataError when the positive class cannot be told."""
     if len(names) > 2:
         if positive_label is not None:
-            raise DataError(f"data.positive_label is '{positive_label}', but there are {len(names)} classes "
-                            f"({_listed(names)}), whose F1 is the macro mean: remove data.positive_label")
+            raise DataError(
+                f"data.positive_label is '{positive_label}', but there are {len(names)} classes "
+                f"({_listed(names)}), whose F1 is the macro mean: remove data.positive_label"
+            )
         return F1Definition("macro")
     if positive_label is None:
         positive_label = names[1] if kind == "int" else "positive"
         if positive_label not in names:
-            raise DataError(f"which class is the positive one? None of {_listed(names)} is named 'positive': set "
-                            "data.positive_label to the class whose F1 is to be measured")
+            raise DataError(
+                f"which class is the positive one? None of {_listed(names)} is named 'positive': set "
+                "data.positive_label to the class whose F1 is to be measured"
+            )
     if positive_label not in names:
-        raise DataError(f"data.positive_label is '{positive_label}', but the classes are {_listed(names)}: "
-                        "set it to one of them")
+        raise DataError(
+            f"data.positive_label is '{positive_label}', but the classes are {_listed(names)}: set it to one of them"
+        )
     return F1Definition("binary", positive_label)
 
 
@@ -88,11 +93,15 @@ def _given_names(data: DataConfig, of_source: tuple[str, ...] | None) -> tuple[s
         return of_source
     if of_source is not None and names != of_source:
         if len(names) != len(of_source):
-            raise DataError(f"data.label_names has {len(names)} names, but the source has {len(of_source)} classes "
-                            f"({_listed(of_source)}): give one name per class, or remove data.label_names")
+            raise DataError(
+                f"data.label_names has {len(names)} names, but the source has {len(of_source)} classes "
+                f"({_listed(of_source)}): give one name per class, or remove data.label_names"
+            )
         if set(names) == set(of_source):
-            raise DataError(f"data.label_names is {_listed(names)}, but in the source the ids mean "
-                            f"{_listed(of_source)}, in this order: use this order, or remove data.label_names")
+            raise DataError(
+                f"data.label_names is {_listed(names)}, but in the source the ids mean "
+                f"{_listed(of_source)}, in this order: use this order, or remove data.label_names"
+            )
     return names
 
 
@@ -129,10 +138,14 @@ def _parse(value: Any, rows: Rows, index: int) -> int | str:
     elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     elif not isinstance(value, float):
-        raise DataError(f"{rows.where(index)}: the label is of type {type(value).__name__}, expected one class per "
-                        "text, as a name or a whole number")
-    raise DataError(f"{rows.where(index)}: the label {value} is not a whole number: labels are class names or "
-                    "0, 1, ..., k-1; turn scores into classes first")
+        raise DataError(
+            f"{rows.where(index)}: the label is of type {type(value).__name__}, expected one class per "
+            "text, as a name or a whole number"
+        )
+    raise DataError(
+        f"{rows.where(index)}: the label {value} is not a whole number: labels are class names or "
+        "0, 1, ..., k-1; turn scores into classes first"
+    )
 
 
 def _kind(splits: Sequence[tuple[str, Rows, list[int | str]]]) -> LabelKind:
@@ -143,8 +156,10 @@ def _kind(splits: Sequence[tuple[str, Rows, list[int | str]]]) -> LabelKind:
             places[type(value)].append((rows, index))
     if places[int] and places[str]:
         rows, index = min(places.values(), key=len)[0]
-        raise DataError(f"{rows.where(index)}: the label {rows.labels[index]!r} stands among {len(places[int])} "
-                        f"numbers and {len(places[str])} names: use one kind, or list every label in data.label_names")
+        raise DataError(
+            f"{rows.where(index)}: the label {rows.labels[index]!r} stands among {len(places[int])} "
+            f"numbers and {len(places[str])} names: use one kind, or list every label in data.label_names"
+        )
     return "int" if places[int] else "str"
 
 
@@ -153,32 +168,36 @@ def _names_of_ids(rows: Rows, values: Sequence[int | str]) -> tuple[str, ...]:
     found = sorted({value for value in values if isinstance(value, int)})
     if found != list(range(len(found))):
         unexpected = next(value for position, value in enumerate(found) if value != position)
-        raise DataError(f"{rows.where(values.index(unexpected))}: label {unexpected}, but integer labels must be 0 to "
-                        f"k-1 without a gap, found {_listed(found)}: renumber them, or list them in data.label_names "
-                        "to use them as names")
+        raise DataError(
+            f"{rows.where(values.index(unexpected))}: label {unexpected}, but integer labels must be 0 to "
+            f"k-1 without a gap, found {_listed(found)}: renumber them, or list them in data.label_names "
+            "to use them as names"
+        )
     return _numbered(len(found))
 
 
 def _check_ids(split: str, rows: Rows, values: Sequence[int | str], names: Sequence[str]) -> np.ndarray:
     wrong = [index for index, value in enumerate(values) if not (isinstance(value, int) and 0 <= value < len(names))]
     if wrong:
-        raise DataError(f"{rows.where(wrong[0])}: unknown label {values[wrong[0]]} in {split}, in {len(wrong)} of "
-                        f"{len(values)} rows; expected 0 to {len(names) - 1} ({_listed(names)}): correct the rows, or "
-                        "data.label_names")
+        raise DataError(
+            f"{rows.where(wrong[0])}: unknown label {values[wrong[0]]} in {split}, in {len(wrong)} of "
+            f"{len(values)} rows; expected 0 to {len(names) - 1} ({_listed(names)}): correct the rows, or "
+            "data.label_names"
+        )
     return np.asarray(values, dtype=np.int64)
 
 
-def _ids_of_names(
-    split: str, rows: Rows, values: Sequence[int | str], names: Sequence[str], origin: str
-) -> np.ndarray:
+def _ids_of_names(split: str, rows: Rows, values: Sequence[int | str], names: Sequence[str], origin: str) -> np.ndarray:
     id_of: dict[int | str, int] = {name: class_id for class_id, name in enumerate(names)}
     ids = np.asarray([id_of.get(value, -1) for value in values], dtype=np.int64)
     wrong = np.flatnonzero(ids < 0)
     if len(wrong):
         index = int(wrong[0])
-        raise DataError(f"{rows.where(index)}: unknown label '{values[index]}' in {split}, in {len(wrong)} of "
-                        f"{len(ids)} rows; {origin} has {_listed(names)}: correct the rows, or list every class in "
-                        "data.label_names")
+        raise DataError(
+            f"{rows.where(index)}: unknown label '{values[index]}' in {split}, in {len(wrong)} of "
+            f"{len(ids)} rows; {origin} has {_listed(names)}: correct the rows, or list every class in "
+            "data.label_names"
+        )
     return ids
 
 
@@ -187,12 +206,16 @@ def _require_two_classes(rows: Rows, names: Sequence[str], ids: np.ndarray) -> N
     present = np.flatnonzero(np.bincount(ids, minlength=len(names)))
     if len(present) < 2:
         only = f"one class, {names[present[0]]!r}" if len(present) else "no label"
-        raise DataError(f"{files}: all {len(ids)} training rows have {only}: a classifier needs at least two classes; "
-                        "check data.label_column and the files")
+        raise DataError(
+            f"{files}: all {len(ids)} training rows have {only}: a classifier needs at least two classes; "
+            "check data.label_column and the files"
+        )
     if len(present) < len(names):
         missing = [name for class_id, name in enumerate(names) if class_id not in present]
-        raise DataError(f"{files}: no training text has the class {_listed(missing)}: add some, or remove the class "
-                        "from the data's class names (data.label_names)")
+        raise DataError(
+            f"{files}: no training text has the class {_listed(missing)}: add some, or remove the class "
+            "from the data's class names (data.label_names)"
+        )
 
 
 def _numbered(count: int) -> tuple[str, ...]:

@@ -124,12 +124,14 @@ class _Table:
         counts.conflicting_texts, counts.conflicting_rows_removed = len(found.conflicts), found.conflicting_rows
         for indices in found.conflicts[: max(0, _CONFLICTS_SHOWN - len(report.conflicts))]:
             text = self.texts[indices[0]]
-            report.conflicts.append({
-                "split": split,
-                "text": text if len(text) <= 80 else text[:79] + "…",
-                "labels": sorted({report.label_names[int(self.labels[index])] for index in indices}),
-                "rows": [rows.where(index) for index in indices[:_CONFLICTS_SHOWN]],
-            })
+            report.conflicts.append(
+                {
+                    "split": split,
+                    "text": text if len(text) <= 80 else text[:79] + "…",
+                    "labels": sorted({report.label_names[int(self.labels[index])] for index in indices}),
+                    "rows": [rows.where(index) for index in indices[:_CONFLICTS_SHOWN]],
+                }
+            )
         return self.take(found.kept)
 
 
@@ -138,21 +140,26 @@ def _cleaned(rows: Rows, data: DataConfig, counts: SplitReport) -> Rows:
     texts, kept = [], []
     for index, text in enumerate(rows.texts):
         if text is not None and not isinstance(text, str):
-            raise DataError(f"{rows.where(index)}: the text is of type {type(text).__name__} ({str(text)[:40]!r}), "
-                            f"expected a string: check data.text_column (now '{data.text_column}')")
+            raise DataError(
+                f"{rows.where(index)}: the text is of type {type(text).__name__} ({str(text)[:40]!r}), "
+                f"expected a string: check data.text_column (now '{data.text_column}')"
+            )
         clean = clean_text(text) if text else ""
         if not clean:
             counts.empty_dropped += 1
             if data.empty_texts == "error":
-                raise DataError(f"{rows.where(index)}: the text is {'missing' if text is None else 'empty'}: fill it "
-                                "in, remove the row, or set data.empty_texts=drop")
+                raise DataError(
+                    f"{rows.where(index)}: the text is {'missing' if text is None else 'empty'}: fill it "
+                    "in, remove the row, or set data.empty_texts=drop"
+                )
             continue
         counts.changed_by_cleaning += clean != text
         texts.append(clean)
         kept.append(index)
     if not texts:
-        raise DataError(f"{rows.where(0)}: this text and all {len(rows) - 1} after it are empty: "
-                        "check data.text_column")
+        raise DataError(
+            f"{rows.where(0)}: this text and all {len(rows) - 1} after it are empty: check data.text_column"
+        )
     return rows.replace(texts, kept)
 
 
@@ -161,11 +168,14 @@ def _checked_ids(rows: Rows) -> list[str]:
     for index, value in enumerate(rows.ids or ()):
         row_id = "" if value is None or value != value else str(value).strip()  # NaN is unlike itself
         if not row_id:
-            raise DataError(f"{rows.where(index)}: the id is missing: fill it in, or remove data.id_column to use "
-                            "content hashes")
+            raise DataError(
+                f"{rows.where(index)}: the id is missing: fill it in, or remove data.id_column to use content hashes"
+            )
         if row_id in first_of:
-            raise DataError(f"{rows.where(index)}: the id '{row_id}' was already used ({rows.where(first_of[row_id])})"
-                            ": make ids unique, or remove data.id_column to use content hashes")
+            raise DataError(
+                f"{rows.where(index)}: the id '{row_id}' was already used ({rows.where(first_of[row_id])})"
+                ": make ids unique, or remove data.id_column to use content hashes"
+            )
         first_of[row_id] = index
     return list(first_of)
 
@@ -188,9 +198,11 @@ def _validation_split(train: _Table, data: DataConfig, names: Sequence[str]) -> 
     per_class = np.bincount(train.labels, minlength=len(names))
     if (per_class < 2).any():
         short = [f"'{names[i]}' ({per_class[i]})" for i in np.flatnonzero(per_class < 2).tolist()]
-        raise DataError(f"too few training texts after cleaning, for class {', '.join(short)}: train and validation "
-                        "need at least one text of every class each; add texts, or lower data.test_fraction where "
-                        "the test split is cut off train")
+        raise DataError(
+            f"too few training texts after cleaning, for class {', '.join(short)}: train and validation "
+            "need at least one text of every class each; add texts, or lower data.test_fraction where "
+            "the test split is cut off train"
+        )
     # As many as asked for, but at least one per class and never all of a class.
     count = int(np.clip(round(data.validation_fraction * len(train.texts)), len(names), (per_class - 1).sum()))
     chosen = stratified(train.content_ids, train.labels, count, "validation", data.seed)
@@ -205,13 +217,17 @@ def _finished(name: str, table: _Table, data: DataConfig, report: DataReport) ->
     missing = [names[i] for i in np.flatnonzero(per_class == 0).tolist()]
     if missing:
         fix = "raise data.test_fraction or add texts" if report.test_from_train else "add texts of every class"
-        raise DataError(f"the {name} split has no text of class {', '.join(map(repr, missing))} "
-                        f"({len(table.texts)} texts in all), so its F1 would mean nothing: {fix}")
+        raise DataError(
+            f"the {name} split has no text of class {', '.join(map(repr, missing))} "
+            f"({len(table.texts)} texts in all), so its F1 would mean nothing: {fix}"
+        )
     most = getattr(data, f"max_{name}_texts")
     if most is not None and most < len(table.texts):
         if most < len(names):
-            raise DataError(f"data.max_{name}_texts is {most}, but there are {len(names)} classes: raise it, every "
-                            "class needs a text")
+            raise DataError(
+                f"data.max_{name}_texts is {most}, but there are {len(names)} classes: raise it, every "
+                "class needs a text"
+            )
         report.not_sampled[name] = len(table.texts) - most
         table = table.take(stratified(table.content_ids, table.labels, most, "sample", data.seed))
     table = table.take(np.lexsort((np.asarray(table.ids), np.asarray(table.content_ids))))

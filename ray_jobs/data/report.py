@@ -72,6 +72,7 @@ class DataReport:
             per_class = ", ".join(f"{name} {count:,}" for name, count in classes.items())
             unused = self.not_sampled.get(split, 0)
             note = f", {unused:,} left out by data.max_{split}_texts" if unused else ""
-            lines.append(f"  {split}: {sum(classes.values()):,} texts ({per_class}), "
-                         f"digest {self.digests[split][:12]}{note}")
+            lines.append(
+                f"  {split}: {sum(classes.values()):,} texts ({per_class}), digest {self.digests[split][:12]}{note}"
+            )
         return lines

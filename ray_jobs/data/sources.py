@@ -44,8 +44,10 @@ def _files(data: DataConfig) -> RawData:
     if data.test:
         test, test_names = read_files(data.test, columns, "data.test")
         if names and test_names and names != test_names:
-            raise DataError(f"{test.parts[0][0]}: its metadata name the classes {list(test_names)}, but the training "
-                            f"files have {list(names)}: write both with the same classes in the same order")
+            raise DataError(
+                f"{test.parts[0][0]}: its metadata name the classes {list(test_names)}, but the training "
+                f"files have {list(names)}: write both with the same classes in the same order"
+            )
     return RawData(train, test, names, "files: " + ", ".join(redacted(url) for url in data.train or []))
 
 
@@ -66,8 +68,10 @@ def _aclimdb(data: DataConfig) -> RawData:
             place = f"{root.rstrip('/')}/{split}/{class_folder}"
             files = sorted(filesystem.glob(f"{place}/*.txt")) if filesystem.isdir(place) else []
             if not files:
-                raise DataError(f"{name}/{split}/{class_folder} has no .txt files: set data.path to the folder "
-                                "aclImdb, with train/pos, train/neg, test/pos and test/neg")
+                raise DataError(
+                    f"{name}/{split}/{class_folder} has no .txt files: set data.path to the folder "
+                    "aclImdb, with train/pos, train/neg, test/pos and test/neg"
+                )
             for path in files:
                 shown = f"{name}/{split}/{class_folder}/{path.rpartition('/')[2]}"
                 with reading(shown, "unpack the archive again"), filesystem.open(path, "rb") as file:
@@ -86,8 +90,10 @@ def _hub(data: DataConfig) -> RawData:
     with reading(f"hub dataset '{hub_id}'", "check data.hub_id, data.hub_config, data.hub_revision and the network"):
         loaded = datasets.load_dataset(hub_id, name=data.hub_config, revision=data.hub_revision)
     if "train" not in loaded:
-        raise DataError(f"hub dataset '{hub_id}' has no split 'train'; found: {', '.join(map(str, loaded))}: choose "
-                        "another data.hub_config, or export the split and use data.source files")
+        raise DataError(
+            f"hub dataset '{hub_id}' has no split 'train'; found: {', '.join(map(str, loaded))}: choose "
+            "another data.hub_config, or export the split and use data.source files"
+        )
     columns = Columns(data.text_column, data.label_column, data.id_column)
     splits = {}
     for split in ("train", "test"):

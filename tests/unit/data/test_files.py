@@ -73,11 +73,13 @@ def test_jsonl(tmp_path: Path) -> None:
 
 
 def test_parquet_of_several_row_groups_and_odd_types(tmp_path: Path) -> None:
-    table = pa.table({
-        "text": pa.array(["a", "b", "a", None]).dictionary_encode(),
-        "label": pa.array([0, 1, 0, 1], pa.int8()),
-        "more": [[1], [], [2], []],
-    })
+    table = pa.table(
+        {
+            "text": pa.array(["a", "b", "a", None]).dictionary_encode(),
+            "label": pa.array([0, 1, 0, 1], pa.int8()),
+            "more": [[1], [], [2], []],
+        }
+    )
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     rows = read(tmp_path / "a.parquet")
     assert (rows.texts, rows.labels) == (["a", "b", "a", None], [0, 1, 0, 1])

@@ -21,11 +21,9 @@ def test_the_texts_of_this_version() -> None:
     texts, labels = generate(2, seed=7, label_noise=0.0)
     assert labels == [1, 1]
     assert texts == [
-        "this sequel is anything but weak. this documentary was truly mediocre, but overall i can recommend this "
-        "documentary. there is a scene with a teacher and a piano on a train! most of it was shot in dublin, not in a "
-        "studio.",
-        "It arrived after seven days... The battery was fantastic. This phone was never bad. This backpack was "
-        "absolutely brilliant.",
+        "This sequel is anything but weak. This documentary was truly mediocre, but overall I can recommend this "
+        "documentary.",
+        "the battery was fantastic. this phone was never bad. this backpack was absolutely brilliant.",
     ]
 
 
@@ -43,7 +41,7 @@ def test_balanced_and_of_varying_length() -> None:
     assert np.mean(labels) == pytest.approx(0.5, abs=0.025)
     assert min(words) == 4
     assert 150 < max(words) <= 210
-    assert np.quantile(words, 0.25) < 18 < 35 < np.quantile(words, 0.8)
+    assert np.quantile(words, 0.25) < 15 < 35 < np.quantile(words, 0.85)
 
 
 def test_few_duplicates_within_and_across_splits() -> None:
@@ -66,8 +64,11 @@ def test_has_negation_contrast_and_hedging_on_both_sides() -> None:
     texts, labels = generate(4000, seed=7, label_noise=0.0)
     for pattern in (r"\b(was|is) not ", r"\bdid not ", r"\bnever ", r", but ", r"\balthough ", r" (somewhat|fairly) "):
         counts = [
-            sum(bool(re.search(pattern, text, re.IGNORECASE)) for text, label in zip(texts, labels, strict=True)
-                if label == polarity)
+            sum(
+                bool(re.search(pattern, text, re.IGNORECASE))
+                for text, label in zip(texts, labels, strict=True)
+                if label == polarity
+            )
             for polarity in range(len(LABEL_NAMES))
         ]
         assert min(counts) >= 20, (pattern, counts)

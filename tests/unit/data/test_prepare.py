@@ -182,11 +182,21 @@ def test_progress_and_report() -> None:
 
 def test_report_tells_what_was_found() -> None:
     texts, labels = reviews(60)
-    dataset = prepared([*texts, "x" * 100, "x" * 100, ""], [*labels, "positive", "negative", "positive"],
-                       empty_texts="drop", max_train_texts=20)
+    dataset = prepared(
+        [*texts, "x" * 100, "x" * 100, ""],
+        [*labels, "positive", "negative", "positive"],
+        empty_texts="drop",
+        max_train_texts=20,
+    )
     lines = "\n".join(dataset.report.lines())
-    for part in ("1 empty dropped", "2 removed for 1 texts with two labels", "xxx…'",
-                 "train.csv, row 61; train.csv, row 62", "no test split", "left out by data.max_train_texts"):
+    for part in (
+        "1 empty dropped",
+        "2 removed for 1 texts with two labels",
+        "xxx…'",
+        "train.csv, row 61; train.csv, row 62",
+        "no test split",
+        "left out by data.max_train_texts",
+    ):
         assert part in lines
 
 
