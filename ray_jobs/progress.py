@@ -11,7 +11,7 @@ from ray.tune import Callback
 from ray.tune.progress_reporter import CLIReporter
 
 from configs.schema import Settings
-from ray_jobs.trial import OBJECTIVE
+from ray_jobs.trial import OBJECTIVE, PLACEMENT, release_workers
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -62,6 +62,7 @@ class TrackingCallback(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended, by itself or because the scheduler stopped it."""
         tracker, settings = _trackers[self._search]
+        release_workers((trial.last_result or {}).get(PLACEMENT))
         record = tracker.trials[trial.trial_id]
         parameters = settings.with_parameters(record.parameters).training
         patience = parameters.early_stop_patience
@@ -73,6 +74,7 @@ class TrackingCallback(Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed for good."""
         tracker, _ = _trackers[self._search]
+        release_workers((trial.last_result or {}).get(PLACEMENT))
         if trial.trial_id not in tracker.trials:  # it failed before it could start
             tracker.trial_started(trial.trial_id, trial.config)
         message = failure_message(trial)

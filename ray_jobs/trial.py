@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OBJECTIVE = "best_validation_f1"
 MODEL_FOLDER = "model"
+PLACEMENT = "placement_group"
 _SAMPLE_TEXTS = 64
 
 
@@ -76,6 +77,20 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
     ).fit()
 
 
+def release_workers(placement: str | None) -> None:
+    """Gives back what the workers of a trial hold; ``placement``: what they reported as PLACEMENT.
+
+    Stopping a trial ends the Tune function and Train's controller, not the workers' placement group. Train's cleaner
+    would remove it, but finds out through the state API which trial is gone: without a dashboard, or beside a second
+    Ray on the machine, it never does, and all later trials and replicas wait for ever (Ray 2.60).
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    if placement is not None:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement))))
+
+
 def train_worker(config: dict[str, Any]) -> None:
     """The loop of one worker: trains with the trial's parameters, reports each epoch, rank 0 saves the best."""
     import ray
@@ -108,9 +123,11 @@ def train_worker(config: dict[str, Any]) -> None:
     )
     # Where Train puts the checkpoint, known beforehand because this code names it.
     folder = f"{plan.storage}/{config['name']}"
+    placement = ray.util.get_current_placement_group()
+    shared = {"precision": trainer.precision, PLACEMENT: placement.id.hex() if placement else None}
 
     def report(epoch: EpochReport) -> None:
-        metrics: dict[str, Any] = epoch.as_dict() | {"precision": trainer.precision}
+        metrics: dict[str, Any] = epoch.as_dict() | shared
         metrics["model_uri"] = f"{folder}/epoch-{epoch.best_epoch}/{MODEL_FOLDER}"
         name = f"epoch-{epoch.epoch}"
         if not epoch.is_best or ray.train.get_context().get_world_rank():

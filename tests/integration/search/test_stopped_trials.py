@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from ray_jobs.search import run_search
-from tests.conftest import RAY_CPUS, RayCluster
+from tests.conftest import RayCluster
 from tests.integration.search.world import small_settings
 
 
@@ -20,13 +20,20 @@ def test_a_stopped_trial_gives_its_processors_back(
     home = tmp_path / "home"
     home.mkdir()
     shutil.copyfile(mlflow_template, home / "mlflow.db")
-    changes = {"search__trials": "4", "search__reduction_factor": "2", "search__max_concurrent": "2"}
-    settings = small_settings(home, training__epochs="3", **changes)
+    changes = {
+        "data__generator": "{texts: 1200, test_texts: 80}",
+        "model__architecture": "{layers: 1, width: 32, heads: 2, vocabulary_size: 1000}",
+        "search__space__training__learning_rate": "{type: choice, values: [1.0e-8, 1.0e-2]}",
+        "search__trials": "4",
+        "search__max_concurrent": "2",
+        "search__reduction_factor": "2",
+    }
+    settings = small_settings(home, **changes)
+    free = ray.available_resources()["CPU"]
     result = run_search(settings)
     assert "stopped_early" in {trial.outcome for trial in result.trials}, "the test needs a trial that was stopped"
-    deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU", 0) < RAY_CPUS and time.monotonic() < deadline:
-        ray.wait([ray.remote(num_cpus=0)(int).remote()], timeout=1)
-    states = [group["state"] for group in ray.util.placement_group_table().values()]
-    assert set(states) <= {"REMOVED"}
-    assert ray.available_resources()["CPU"] == RAY_CPUS
+    everything = placement_group([{"CPU": free}])
+    try:
+        assert everything.wait(30), f"of {free:g} CPUs {ray.available_resources().get('CPU', 0):g} are free"
+    finally:
+        remove_placement_group(everything)
