@@ -52,13 +52,18 @@ class RegistryAlias:
 
     def find(self) -> ModelVersion | None:
         """The version under the alias now; None while there is none. Raises TrackingUnavailable."""
-        from mlflow.exceptions import MlflowException
-
         name = self._tracking.model_name
         try:
-            found = self._connected().get_model_version_by_alias(name, self._alias)
+            client = self._connected()
         except TrackingUnavailable:
             raise
+        except Exception as error:
+            raise self._unavailable(error) from error
+        # Only now: connecting sets switches (no telemetry, which writes into HOME) that MLflow reads when imported.
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = client.get_model_version_by_alias(name, self._alias)
         except MlflowException as error:
             # SQLite and the server's store differ: no such model is the first, no such alias the second of these.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
