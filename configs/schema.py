@@ -202,9 +202,6 @@ class SearchConfig(Section):
     grace_epochs: int = Field(1, ge=1, description="Epochs that every trial gets before ASHA may stop it, count.")
     reduction_factor: int = Field(3, ge=2, le=16, description="ASHA keeps about one in this many trials per rung.")
     max_failures: int = Field(1, ge=0, le=100, description="Times a failed trial is started again, count.")
-    placement_timeout_s: float = Field(
-        300.0, gt=0.0, description="Longest wait for a trial's resources before the search ends, seconds."
-    )
     storage: str | None = Field(
         None, description="Absolute path or URL for checkpoints and journals; default: <home>/searches."
     )

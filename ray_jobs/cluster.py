@@ -8,15 +8,19 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.exit_codes import Unreachable
+from configs.exit_codes import CommandFailed, Unreachable
 from configs.loading import ConfigError
 from configs.schema import SearchConfig
+from ray_jobs.command import say
+
+_STATE_API = "RAY_API_SERVER_ADDRESS"
 
 
 class ClusterUnavailable(Unreachable):
@@ -55,9 +59,20 @@ def connected(home: str | None) -> Iterator[Cluster]:
         else:
             own_token(home)
             temporary = tempfile.mkdtemp(prefix="tg-")
-            context = ray.init(address="local", _temp_dir=temporary, dashboard_host="127.0.0.1", **quiet)
+            port = free_port(8265, "Ray's dashboard")
+            # Train frees the resources of a trial that was stopped early by asking the state API, which without this
+            # looks for any Ray on the machine, fails where there are two, and then keeps the resources for ever.
+            os.environ[_STATE_API] = f"http://127.0.0.1:{port}"
+            context = ray.init(
+                address="local",
+                _temp_dir=temporary,
+                _node_ip_address="127.0.0.1",  # then Ray's own ports are on loopback as well
+                dashboard_host="127.0.0.1",
+                dashboard_port=port,
+                **quiet,
+            )
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        _remove(temporary)
+        _forget(temporary)
         fix = f"is the cluster at RAY_ADDRESS={address} up, and its token set?" if address else "see the message above"
         raise ClusterUnavailable(f"Ray cannot be used: {str(error).splitlines()[0]} ({fix})") from error
     url = context.dashboard_url
@@ -65,7 +80,7 @@ def connected(home: str | None) -> Iterator[Cluster]:
         yield Cluster(ray.get_runtime_context().gcs_address, f"http://{url}" if url else None, temporary is not None)
     finally:
         ray.shutdown()
-        _remove(temporary)
+        _forget(temporary)
 
 
 def own_token(home: str | None) -> None:
@@ -82,6 +97,21 @@ def own_token(home: str | None) -> None:
             file.write(secrets.token_hex(32))
     # Only the path: ray.init switches the mode on itself, and in all of its parts, which this late we could not.
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def free_port(wanted: int, what: str) -> int:
+    """``wanted``, or the next free port of loopback after it, which is then named."""
+    for port in range(wanted, wanted + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port != wanted:
+            say(f"port {wanted} is in use: {what} takes {port}")
+        return port
+    raise CommandFailed(f"no free port for {what} between {wanted} and {wanted + 99}")
 
 
 def concurrent_trials(search: SearchConfig, nodes: list[dict[str, float]] | None = None) -> int:
@@ -125,7 +155,8 @@ def _quiet_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
         "RAY_DEDUP_LOGS": "0",
-        "RAY_worker_maximum_startup_concurrency": "16",  # a trial is three processes; Ray warns from four times the cores on
+        # A trial is several processes, most of them idle; Ray warns when there are more than four times this number.
+        "RAY_worker_maximum_startup_concurrency": "16",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the MLflow runs too
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -134,6 +165,7 @@ def _quiet_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _remove(folder: str | None) -> None:
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+def _forget(temporary: str | None) -> None:
+    if temporary is not None:
+        os.environ.pop(_STATE_API, None)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +26,7 @@ from configs.loading import load_settings
 from configs.schema import Settings
 from gate.console import run_command
 from gate.decision import Decision
-from ray_jobs.cluster import Cluster, connected
+from ray_jobs.cluster import Cluster, connected, free_port
 from ray_jobs.command import say
 from ray_jobs.pipeline import document, run_pipeline
 
@@ -43,6 +42,7 @@ def quickstart(once: bool) -> tuple[dict[str, Any], list[str], int]:
     """Runs the loop and, unless ``once``, serves until Ctrl-C. Returns the pipeline's document."""
     started = time.monotonic()
     settings = load_settings("quickstart.yaml")
+    os.environ.setdefault("MPLCONFIGDIR", f"{settings.home}/matplotlib")  # its font cache would go to HOME
     with connected(settings.home) as cluster:
         result, decision = run_pipeline(settings)
         found = document(result, decision, time.monotonic() - started)
@@ -70,7 +70,7 @@ def _serving(settings: Settings) -> Iterator[str]:
 
     from serve_app.app import APP_NAME, application, start_draining
 
-    port = _free_port(settings.serving.port, "the service")
+    port = free_port(settings.serving.port, "the service")
     say("starting the service")
     serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
     serve.run(application(settings), name=APP_NAME, route_prefix="/", blocking=False)
@@ -101,7 +101,7 @@ def _mlflow_ui(settings: Settings, once: bool) -> Iterator[str]:
     if once:
         yield f"{'mlflow':<12}{' '.join(command)} --port {_MLFLOW_PORT}"
         return
-    port = _free_port(_MLFLOW_PORT, "MLflow's UI")
+    port = free_port(_MLFLOW_PORT, "MLflow's UI")
     guard = subprocess.Popen(
         [*_GUARDED, *command, "--port", str(port), "--workers", "1"],
         stdin=subprocess.PIPE,
@@ -156,21 +156,6 @@ def _at_once_on_second_interrupt() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _free_port(wanted: int, what: str) -> int:
-    """``wanted``, or the next free port of loopback after it, which is then named."""
-    for port in range(wanted, wanted + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port != wanted:
-            say(f"port {wanted} is in use: {what} takes {port}")
-        return port
-    raise CommandFailed(f"no free port for {what} between {wanted} and {wanted + 99}")
 
 
 def _wait_until_ready(url: str) -> None:

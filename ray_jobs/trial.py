@@ -24,6 +24,7 @@ OBJECTIVE = "best_validation_f1"
 MODEL_FOLDER = "model"
 PLACEMENT = "placement_group"
 _SAMPLE_TEXTS = 64
+_PLACEMENT_MINUTES = 5
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
             storage_path=plan.storage,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            # Workers that find no place for this many minutes fail the trial instead of waiting for ever.
+            failure_config=ray.train.FailureConfig(controller_failure_limit=_PLACEMENT_MINUTES),  # type: ignore[call-arg]
         ),
     ).fit()
 

@@ -1,0 +1,104 @@
+"""Commands as processes of their own, in a home of their own, and what is left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+
+class Command:
+    """A running ``python -m MODULE``: its output is collected, its descendants are remembered."""
+
+    def __init__(self, module: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._lines: list[str] = []
+        self._seen: dict[int, psutil.Process] = {}
+        self._peak = 0
+        variables = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": "/tmp", **(environment or {})}
+        variables.pop("RAY_ADDRESS", None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=cwd,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._root = psutil.Process(self.process.pid)
+        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return "".join(self._lines)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest sum of PSS over the process and its descendants that was seen."""
+        return self._peak
+
+    def wait_for(self, text: str, timeout_s: float) -> None:
+        """Waits until the output has ``text``."""
+        self._until(lambda: text in self.output or self.process.poll() is not None, timeout_s, f"'{text}'")
+        assert text in self.output, f"ended with {self.process.returncode} before '{text}':\n{self.output}"
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the command alone."""
+        self.process.send_signal(number)
+
+    def finished(self, timeout_s: float) -> int:
+        """Its exit code, once it has ended."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not finished after {timeout_s} s:\n{self.output}") from None
+
+    def left_behind(self, timeout_s: float) -> list[str]:
+        """Command lines of descendants that still live ``timeout_s`` seconds from now; they are killed then."""
+        _, alive = psutil.wait_procs(list(self._seen.values()), timeout=timeout_s)
+        shown = []
+        for process in alive:
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    shown.append(" ".join(process.cmdline())[:200])
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        return shown
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line)
+
+    def _watch(self) -> None:
+        while self.process.poll() is None:
+            total = 0
+            try:
+                for process in [self._root, *self._root.children(recursive=True)]:
+                    self._seen.setdefault(process.pid, process)
+                    total += process.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                pass  # it ended while we looked: the next look counts
+            self._peak = max(self._peak, total)
+            self._pause()
+
+    @staticmethod
+    def _pause() -> None:
+        threading.Event().wait(3.0)
+
+    def _until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{what} did not come within {timeout_s} s:\n{self.output}")
+            threading.Event().wait(0.1)

@@ -1,0 +1,62 @@
+"""``make quickstart``, as the command that it runs: the whole loop, and what is left when it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import stat
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from configs.exit_codes import ExitCode
+from tests.e2e.processes import Command
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# A search that is small enough to be run twice; its models answer, but not well.
+SMALL = {
+    "TRIALGATE_DATA__GENERATOR__TEXTS": "400",
+    "TRIALGATE_DATA__GENERATOR__TEST_TEXTS": "200",
+    "TRIALGATE_TRAINING__EPOCHS": "1",
+    "TRIALGATE_SEARCH__TRIALS": "2",
+    "TRIALGATE_GATE__MINIMUM_F1": "0.0",
+    "RAY_AUTH_MODE": "token",
+}
+
+
+def test_whole_loop_on_the_embedded_default(tmp_path: Path) -> None:
+    command = Command("ray_jobs.quickstart", cwd=tmp_path, environment={"ONCE": "1", "RAY_AUTH_MODE": "token"})
+    assert command.finished(600) == ExitCode.OK, command.output
+    assert "'This movie was absolutely fantastic!' -> positive" in command.output
+    assert "'This movie was not good at all.' -> negative" in command.output
+    found = re.search(r"promoted: version 1, test F1 (0\.\d+)", command.output)
+    assert found is not None
+    assert 0.87 < float(found[1]) < 0.99
+    assert command.peak_bytes < 4 * 1024**3
+    assert command.left_behind(5) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".trialgate"]
+    token = tmp_path / ".trialgate" / "ray_auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+def test_second_run_compares_and_serving_ends_with_ctrl_c(tmp_path: Path) -> None:
+    first = Command("ray_jobs.quickstart", cwd=tmp_path, environment={**SMALL, "ONCE": "1"})
+    assert first.finished(400) == ExitCode.OK, first.output
+    assert "no production model yet" in first.output
+
+    second = Command("ray_jobs.quickstart", cwd=tmp_path, environment=SMALL)
+    second.wait_for("serving until Ctrl-C", 400)
+    assert re.search(r"production had 0\.\d+|Production stays version 1", second.output)
+    api = re.search(r"api +(http://127\.0\.0\.1:\d+)", second.output)
+    mlflow = re.search(r"mlflow +(http://127\.0\.0\.1:\d+)", second.output)
+    assert api is not None
+    assert mlflow is not None
+    with urllib.request.urlopen(f"{api[1]}/health", timeout=10) as answer:
+        assert json.load(answer) == {"status": "ok"}
+    second.send(signal.SIGINT)
+    assert second.finished(12) == ExitCode.OK, second.output
+    assert "draining" in second.output
+    assert second.left_behind(5) == []
