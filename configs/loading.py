@@ -82,19 +82,13 @@ def locate_config(config: str | Path, *, on_cluster: bool) -> str:
     path = Path(text).expanduser()
     if path.is_absolute():
         found = path
-    elif (path.name == text and (CONFIG_FOLDER / text).is_file() and not path.is_file()) or (
-        path.name == text and (CONFIG_FOLDER / text).is_file() and on_cluster
-    ):
+    elif path.name == text and (CONFIG_FOLDER / text).is_file() and (on_cluster or not path.is_file()):
         found = CONFIG_FOLDER / text
     elif on_cluster:
-        # A job's working directory is a copy of the submitted one, so a relative path into it is no accident.
-        if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") and path.is_file():
-            found = path.absolute()
-        else:
-            raise ConfigError(
-                f"config '{text}' is a relative path, which means nothing on the cluster: use an "
-                f"absolute path, a URL, or a bare name that ships with Trialgate ({_shipped()})"
-            )
+        raise ConfigError(
+            f"config '{text}' is a relative path, which means nothing on the cluster: use an "
+            f"absolute path, a URL, or a bare name that ships with Trialgate ({_shipped()})"
+        )
     else:
         found = path.absolute()
     if not found.is_file():
@@ -214,8 +208,10 @@ def _environment() -> dict[str, Any]:
         sections = known - {f"{ENV_PREFIX}HOME"}
         complex_values = [name for name in ours if name.upper() in sections or os.environ[name][:1] in ("{", "[")]
         broken = [name for name in complex_values if not _is_json(name)]
-        raise ConfigError(f"environment: {', '.join(broken)} must be a JSON object; a single field is set like "
-                          f"{ENV_PREFIX}TRAINING__EPOCHS=2") from None
+        raise ConfigError(
+            f"environment: {', '.join(broken)} must be a JSON object; a single field is set like "
+            f"{ENV_PREFIX}TRAINING__EPOCHS=2"
+        ) from None
     return {key: value for key, value in values.items() if value is not None}
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -19,8 +20,6 @@ from configs.exit_codes import CommandFailed, Unreachable
 from configs.loading import ConfigError
 from configs.schema import SearchConfig
 from ray_jobs.command import say
-
-_STATE_API = "RAY_API_SERVER_ADDRESS"
 
 
 class ClusterUnavailable(Unreachable):
@@ -46,13 +45,14 @@ def connected(home: str | None) -> Iterator[Cluster]:
     """
     import ray
 
+    _quiet_environment()
     if ray.is_initialized():
         yield Cluster(ray.get_runtime_context().gcs_address, None, started_here=False)
         return
-    _quiet_environment()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     temporary: str | None = None
     address = os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             context = ray.init(address=address, **quiet)
@@ -60,13 +60,11 @@ def connected(home: str | None) -> Iterator[Cluster]:
             own_token(home)
             temporary = tempfile.mkdtemp(prefix="tg-")
             port = free_port(8265, "Ray's dashboard")
-            # Train frees the resources of a trial that was stopped early by asking the state API, which without this
-            # looks for any Ray on the machine, fails where there are two, and then keeps the resources for ever.
-            os.environ[_STATE_API] = f"http://127.0.0.1:{port}"
+            # How long Ray's agents outlive a killed driver (60 s by default): they look for the GCS that went with it.
+            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
             context = ray.init(
                 address="local",
                 _temp_dir=temporary,
-                _node_ip_address="127.0.0.1",  # then Ray's own ports are on loopback as well
                 dashboard_host="127.0.0.1",
                 dashboard_port=port,
                 **quiet,
@@ -75,6 +73,8 @@ def connected(home: str | None) -> Iterator[Cluster]:
         _forget(temporary)
         fix = f"is the cluster at RAY_ADDRESS={address} up, and its token set?" if address else "see the message above"
         raise ClusterUnavailable(f"Ray cannot be used: {str(error).splitlines()[0]} ({fix})") from error
+    # ray.init has put a handler of its own in place, which aborts without a clean end.
+    signal.signal(signal.SIGTERM, on_sigterm)
     url = context.dashboard_url
     try:
         yield Cluster(ray.get_runtime_context().gcs_address, f"http://{url}" if url else None, temporary is not None)
@@ -167,5 +167,4 @@ def _quiet_environment() -> None:
 
 def _forget(temporary: str | None) -> None:
     if temporary is not None:
-        os.environ.pop(_STATE_API, None)
         shutil.rmtree(temporary, ignore_errors=True)

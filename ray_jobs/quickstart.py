@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from configs.exit_codes import CommandFailed
+from configs.exit_codes import CommandFailed, ExitCode
 from configs.loading import load_settings
 from configs.schema import Settings
 from gate.console import run_command
@@ -46,6 +46,10 @@ def quickstart(once: bool) -> tuple[dict[str, Any], list[str], int]:
     with connected(settings.home) as cluster:
         result, decision = run_pipeline(settings)
         found = document(result, decision, time.monotonic() - started)
+        if not decision.passed and decision.baseline_version is None:
+            say(f"blocked: {decision.reason}. There is no production version to serve; this run differs by chance from "
+                "others (two trials at a time), so run it again, or lower TRIALGATE_GATE__MINIMUM_F1")  # fmt: skip
+            return found, [], ExitCode.BLOCKED
         say(_verdict(decision))
         with _mlflow_ui(settings, once) as mlflow_line, _serving(settings) as url:
             answers = [_predict(url, text) for text in TEXTS]
@@ -53,7 +57,7 @@ def quickstart(once: bool) -> tuple[dict[str, Any], list[str], int]:
                 say(line)
             if not once:
                 _wait_for_interrupt()
-    return {**found, "predictions": answers}, [], 0
+    return {**found, "predictions": answers}, [], ExitCode.OK
 
 
 def _verdict(decision: Decision) -> str:

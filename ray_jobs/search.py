@@ -72,6 +72,9 @@ def run_search(settings: Settings, resume: str | None = None) -> SearchResult:
     """
     started = datetime.datetime.now(datetime.UTC)
     name = resume or settings.search.name or f"search-{started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    if settings.search.storage is None:
+        raise ConfigError("search.storage is not set, and there is no home folder that the cluster shares: set "
+                          "search.storage (or home) to an absolute path or URL that every node can reach")  # fmt: skip
     storage = f"{settings.search.storage}/{name}"
     if not settings.search.space and settings.search.trials > 1:
         raise ConfigError(f"search.space is empty, so all {settings.search.trials} trials would be the same: "
@@ -247,9 +250,7 @@ def new_tuner(
     return tune.Tuner(
         trainable,
         param_space={},
-        tune_config=tune.TuneConfig(
-            metric=None if scheduler else OBJECTIVE,
-            mode=None if scheduler else "max",
+        tune_config=tune.TuneConfig(  # the metric is given to the sampler, the scheduler and the reporter
             search_alg=OptunaSearch(space, metric=OBJECTIVE, mode="max", sampler=sampler) if space else None,
             scheduler=scheduler,
             num_samples=search.trials,

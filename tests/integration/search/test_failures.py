@@ -76,9 +76,7 @@ def test_an_empty_space_is_refused(tmp_path: Path) -> None:
         run_search(settings)
 
 
-def test_mlflow_that_is_not_there(
-    ray_cluster: RayCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mlflow_that_is_not_there(ray_cluster: RayCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = command(tmp_path / "home", tracking__uri="http://127.0.0.1:9")
     assert pipeline.main(arguments) == ExitCode.UNREACHABLE
     assert "http://127.0.0.1:9" in capsys.readouterr().err
