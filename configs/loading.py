@@ -82,7 +82,7 @@ def locate_config(config: str | Path, *, on_cluster: bool) -> str:
     path = Path(text).expanduser()
     if path.is_absolute():
         found = path
-    elif path.name == text and (CONFIG_FOLDER / text).is_file() and (on_cluster or not path.is_file()):
+    elif path.name == text and (CONFIG_FOLDER / text).is_file():
         found = CONFIG_FOLDER / text
     elif on_cluster:
         raise ConfigError(

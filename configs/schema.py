@@ -181,6 +181,9 @@ class Choice(Section):
 Dimension = Annotated[LogUniform | Uniform | Int | Choice, Field(discriminator="type")]
 
 
+_FIXED_IN_A_SEARCH = ("model.checkpoint", "model.revision", "model.architecture.vocabulary_size")
+
+
 class SearchConfig(Section):
     """The hyperparameter search."""
 
@@ -217,6 +220,11 @@ class SearchConfig(Section):
         gpus, workers = self.gpus_per_trial, self.workers
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"search.gpus_per_trial is {gpus}: above 1 it must be a whole number")
+        if workers > 1 and 0 < gpus < workers:
+            raise ValueError(
+                f"search.gpus_per_trial {gpus:g} is less than one GPU for each of workers_per_trial {workers}: "
+                "workers of one trial cannot share a GPU"
+            )
         if gpus > 1 and int(gpus) % workers:
             raise ValueError(f"search.gpus_per_trial {gpus:g} cannot be shared evenly by workers_per_trial {workers}")
         return self
@@ -325,13 +333,16 @@ class Settings(Section):
                 f"training.batch_size {self.training.batch_size} is below the {self.search.workers} "
                 "workers of a trial: each needs at least one text per step"
             )
-        if self.search.grace_epochs > self.training.epochs:
+        if self.search.scheduler == "asha" and self.search.grace_epochs > self.training.epochs:
             raise ValueError(
                 f"search.grace_epochs {self.search.grace_epochs} is above training.epochs "
                 f"{self.training.epochs}: ASHA would never stop a trial; lower it or use scheduler none"
             )
         self._check_warmup()
         for key, dimension in self.search.space.items():
+            if key in _FIXED_IN_A_SEARCH:
+                raise ValueError(f"search.space.{key}: it cannot be searched, because texts are tokenised once for all "
+                                 "trials; run one search for each value")  # fmt: skip
             ends = dimension.values if isinstance(dimension, Choice) else [dimension.low, dimension.high]
             for value in ends:
                 try:

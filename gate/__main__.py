@@ -7,7 +7,6 @@ interrupted, 1 a bug.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,8 +29,6 @@ Result = tuple[dict[str, Any], list[str], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("gate").setLevel(logging.INFO)
     commands = {"check": _check, "promote": _promote, "rollback": _rollback, "status": _status, "history": _history}
 
     def work() -> Result:

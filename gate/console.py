@@ -31,6 +31,9 @@ def run_command(work: Callable[[], tuple[dict[str, Any], list[str], int]], *, as
 
     The one place where errors become exit codes. A document is written for errors too: ``error`` and ``exit_code``.
     """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for program in ("gate", "ray_jobs"):
+        logging.getLogger(program).setLevel(logging.INFO)
     with _output_kept_clean(as_json) as output, _interruptible():
         try:
             if json_file is not None:

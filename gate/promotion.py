@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.exit_codes import CommandFailed
 from configs.schema import Settings
 from gate import audit, registry
 from gate.candidates import Candidate, active_run_id, find_candidate
@@ -216,10 +217,20 @@ def _carry_out(
             audit.step(client, decision, "register")
             decision = _register(client, decision, candidate, judged)
         assert decision.model_version is not None
+        _refuse_if_moved(client, decision)
         audit.step(client, decision, "alias")
         registry.promote_alias(client, decision.model_name, decision.model_version)
         audit.step(client, decision, "complete")
         return _complete(client, decision)
+
+
+def _refuse_if_moved(client: MlflowClient, decision: Decision) -> None:
+    """A promotion is judged against one production version; another process may have replaced it since."""
+    now = registry.aliased(client, decision.model_name, PRODUCTION)
+    if decision.action == "promote" and (now and str(now.version)) != decision.baseline_version:
+        before, after = decision.baseline_version or "none", now.version if now else "none"
+        raise CommandFailed(f"production of {decision.model_name} moved from version {before} to {after} while this "
+                            "promotion was decided: run it again")  # fmt: skip
 
 
 def _register(client: MlflowClient, decision: Decision, candidate: Candidate, judged: Judgement) -> Decision:

@@ -7,9 +7,9 @@ import logging
 import math
 import os
 import secrets
-import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,11 +28,10 @@ class ClusterUnavailable(Unreachable):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A connection. ``started_here``: Ray was started by this process and ends with it."""
+    """A connection to Ray."""
 
     address: str
     dashboard_url: str | None
-    started_here: bool
 
 
 @contextlib.contextmanager
@@ -44,13 +43,14 @@ def connected(home: str | None) -> Iterator[Cluster]:
     end, and its dashboard on loopback. Raises ClusterUnavailable.
     """
     import ray
+    from ray.exceptions import RayError
 
     _quiet_environment()
     if ray.is_initialized():
-        yield Cluster(ray.get_runtime_context().gcs_address, None, started_here=False)
+        yield Cluster(ray.get_runtime_context().gcs_address, None)
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    temporary: str | None = None
+    guard: subprocess.Popen[bytes] | None = None
     address = os.environ.get("RAY_ADDRESS")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -60,8 +60,7 @@ def connected(home: str | None) -> Iterator[Cluster]:
             own_token(home)
             temporary = tempfile.mkdtemp(prefix="tg-")
             port = free_port(8265, "Ray's dashboard")
-            # How long Ray's agents outlive a killed driver (60 s by default): they look for the GCS that went with it.
-            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
+            guard = _guarded(temporary)
             context = ray.init(
                 address="local",
                 _temp_dir=temporary,
@@ -69,18 +68,34 @@ def connected(home: str | None) -> Iterator[Cluster]:
                 dashboard_port=port,
                 **quiet,
             )
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        _forget(temporary)
+    except BaseException as error:
+        _released(guard)
+        if not isinstance(error, OSError | TimeoutError | RuntimeError | ValueError | RayError):
+            raise
         fix = f"is the cluster at RAY_ADDRESS={address} up, and its token set?" if address else "see the message above"
         raise ClusterUnavailable(f"Ray cannot be used: {str(error).splitlines()[0]} ({fix})") from error
     # ray.init has put a handler of its own in place, which aborts without a clean end.
     signal.signal(signal.SIGTERM, on_sigterm)
     url = context.dashboard_url
     try:
-        yield Cluster(ray.get_runtime_context().gcs_address, f"http://{url}" if url else None, temporary is not None)
+        yield Cluster(ray.get_runtime_context().gcs_address, f"http://{url}" if url else None)
     finally:
         ray.shutdown()
-        _forget(temporary)
+        _released(guard)
+
+
+def starts_locally() -> bool:
+    """Whether ``connected`` would start a Ray of its own."""
+    import ray
+
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+
+
+def local_resources() -> dict[str, float]:
+    """What a Ray on this machine would have, as far as searches ask for it."""
+    import torch
+
+    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
 
 
 def own_token(home: str | None) -> None:
@@ -165,6 +180,25 @@ def _quiet_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _forget(temporary: str | None) -> None:
-    if temporary is not None:
-        shutil.rmtree(temporary, ignore_errors=True)
+# Waits until its standard input closes, which happens however the process that started it ends. Then it kills what has
+# a file of this session open (but never its starter, which has logs open there), and removes the session. Ray's agents look for their cluster for minutes after a kill -9.
+_GUARD = """
+cat >/dev/null
+for process in /proc/[0-9]*; do
+    [ "$process" = "/proc/$2" ] && continue
+    if ls -l "$process/fd" 2>/dev/null | grep -qF "$1/"; then kill -KILL "${process#/proc/}" 2>/dev/null; fi
+done
+rm -rf "$1"
+"""
+
+
+def _guarded(session: str) -> subprocess.Popen[bytes]:
+    """A process that removes every trace of ``session`` when this one is gone or releases it."""
+    command = ["/bin/sh", "-c", _GUARD, "guard", session, str(os.getpid())]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _released(guard: subprocess.Popen[bytes] | None) -> None:
+    if guard is not None and guard.stdin is not None:
+        guard.stdin.close()
+        guard.wait()

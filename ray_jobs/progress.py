@@ -83,6 +83,7 @@ class TrackingCallback(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed and is tried again."""
+        release_workers((trial.last_result or {}).get(PLACEMENT))
         self._line(trial, f"failed and starts again: {failure_message(trial)}")
 
     def _line(self, trial: Trial, text: str) -> None:

@@ -29,12 +29,14 @@ from gate.decision import Decision
 from ray_jobs.cluster import Cluster, connected, free_port
 from ray_jobs.command import say
 from ray_jobs.pipeline import document, run_pipeline
+from serve_app.mlflow_client import redact
 
 TEXTS = ("This movie was absolutely fantastic!", "This movie was not good at all.")
 _MLFLOW_PORT = 5000
 # A shell that ends its whole process group when its standard input closes, which happens however this process dies.
 _GUARDED = ("/bin/sh", "-c", '"$@" </dev/null & cat >/dev/null; kill -KILL 0', "guard")
 _READY_SECONDS = 90.0
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is not behind a proxy
 _END_SECONDS = 9.0
 
 
@@ -51,7 +53,7 @@ def quickstart(once: bool) -> tuple[dict[str, Any], list[str], int]:
                 "others (two trials at a time), so run it again, or lower TRIALGATE_GATE__MINIMUM_F1")  # fmt: skip
             return found, [], ExitCode.BLOCKED
         say(_verdict(decision))
-        with _mlflow_ui(settings, once) as mlflow_line, _serving(settings) as url:
+        with _ended_in_time(), _mlflow_ui(settings, once) as mlflow_line, _serving(settings) as url:
             answers = [_predict(url, text) for text in TEXTS]
             for line in _summary(answers, url, cluster, mlflow_line, settings, time.monotonic() - started):
                 say(line)
@@ -83,31 +85,29 @@ def _serving(settings: Settings) -> Iterator[str]:
     try:
         yield url
     finally:
-        with _at_once_on_second_interrupt():
+        try:
             start_draining(APP_NAME)
+        finally:
             serve.shutdown()
 
 
 @contextlib.contextmanager
 def _mlflow_ui(settings: Settings, once: bool) -> Iterator[str]:
     """MLflow's UI on loopback while we serve; yields the line that says where it is or how to start it."""
-    assert settings.tracking.uri is not None
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        settings.tracking.uri,
-        "--host",
-        "127.0.0.1",
-    ]
+    uri = settings.tracking.uri
+    assert uri is not None
+    if uri.startswith("http"):
+        yield f"{'mlflow':<12}{redact(uri)}"
+        return
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1"]
     if once:
-        yield f"{'mlflow':<12}{' '.join(command)} --port {_MLFLOW_PORT}"
+        shown = f"{sys.executable} -m mlflow ui --backend-store-uri {redact(uri)} --host 127.0.0.1"
+        yield f"{'mlflow':<12}{shown} --port {_MLFLOW_PORT}"
         return
     port = free_port(_MLFLOW_PORT, "MLflow's UI")
     guard = subprocess.Popen(
         [*_GUARDED, *command, "--port", str(port), "--workers", "1"],
+        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": uri},  # not an argument, which everybody on the machine sees
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -118,7 +118,7 @@ def _mlflow_ui(settings: Settings, once: bool) -> Iterator[str]:
     finally:
         assert guard.stdin is not None
         guard.stdin.close()
-        guard.wait(timeout=5)
+        guard.wait()
 
 
 def _summary(
@@ -145,21 +145,22 @@ def _wait_for_interrupt() -> None:
 
 
 @contextlib.contextmanager
-def _at_once_on_second_interrupt() -> Iterator[None]:
-    """While the service drains, another Ctrl-C or too long a wait ends this process, and with it all it started."""
+def _ended_in_time() -> Iterator[None]:
+    """Once the end has begun, another Ctrl-C or too long a wait ends this process, and with it all it started."""
 
     def end(number: int, frame: object) -> None:
-        # Ray's processes watch this one and go with it.
-        os._exit(0)
+        os._exit(0)  # the guards of Ray and of MLflow's UI end what this process started
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
-    signal.setitimer(signal.ITIMER_REAL, _END_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def begin(number: int, frame: object) -> None:
+        for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(signal_number, end)
+        signal.setitimer(signal.ITIMER_REAL, _END_SECONDS)
+        raise KeyboardInterrupt
+
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, begin)
+    # The handlers stay: what is left after this, Ray's own end, is inside the same time.
+    yield
 
 
 def _wait_until_ready(url: str) -> None:
@@ -167,7 +168,7 @@ def _wait_until_ready(url: str) -> None:
     problem: object = None
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{url}/ready", timeout=5) as response:
+            with _direct.open(f"{url}/ready", timeout=5) as response:
                 if response.status == 200:
                     return
         except urllib.error.HTTPError as error:
@@ -184,7 +185,7 @@ def _predict(url: str, text: str) -> dict[str, Any]:
     if key:
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(f"{url}/predict", json.dumps({"text": text}).encode(), headers)
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with _direct.open(request, timeout=30) as response:
         answer: dict[str, Any] = json.load(response)
     return answer
 

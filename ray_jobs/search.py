@@ -11,21 +11,22 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import math
 import secrets
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 
 from configs.exit_codes import ExitCode
 from configs.loading import ConfigError, load_settings
-from configs.schema import Choice, Int, LogUniform, Settings
+from configs.schema import Choice, Int, LogUniform, Settings, TrainingConfig
 from gate.console import run_command
 from ray_jobs import tracking
-from ray_jobs.cluster import concurrent_trials, connected
+from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset, Split, prepare
 from ray_jobs.progress import TrackingCallback, reporter, summary_table
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     from ray_jobs.training import LabelledTokens
 
 FLUSH_SECONDS = 60.0
+_SETTINGS_FILE = "settings.json"
+# What a search that goes on must share with its beginning.
+_FIXED_SECTIONS = ("data", "model", "training")
+_FIXED_SEARCH = ("space", "seed", "scheduler", "grace_epochs", "reduction_factor", "trials")
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,13 @@ def run_search(settings: Settings, resume: str | None = None) -> SearchResult:
     if not settings.search.space and settings.search.trials > 1:
         raise ConfigError(f"search.space is empty, so all {settings.search.trials} trials would be the same: "
                           "name what to search, or set search.trials=1")  # fmt: skip
-    check_name(storage, name, resume)
+    check_name(storage, name, resume, settings)
     dataset = prepare(settings.data, say)
     for line in dataset.report.lines():
         say(f"  {line}")
     data = tokenise(settings, dataset)
+    if starts_locally():
+        concurrent_trials(settings.search, [local_resources()])  # before anything is started or written
     with connected(settings.home) as cluster:
         concurrent = concurrent_trials(settings.search)
         say(f"Ray at {cluster.address}" + (f", dashboard {cluster.dashboard_url}" if cluster.dashboard_url else ""))
@@ -92,29 +99,47 @@ def run_search(settings: Settings, resume: str | None = None) -> SearchResult:
         experiment_id = mlflow_client.ensure_experiment(client, settings.tracking.experiment)
         for orphan in tracking.end_orphans(client, experiment_id):
             say(f"run {orphan} had lost its process: ended as KILLED")
-        tracker = open_tracker(client, experiment_id, settings, dataset, name, storage)
-        say(f"search {name}: {settings.search.trials} trials, {concurrent} at a time, run {tracker.parent_run_id}")
-        with mlflow_client.Heartbeat(client, tracker.parent_run_id):
-            run_trials(settings, data, tracker, name, storage, concurrent, resume=resume is not None)
-            finish(tracker, name)
+        tracker = open_tracker(client, experiment_id, settings, dataset, name, storage, resume=resume is not None)
+        try:
+            say(f"search {name}: {settings.search.trials} trials, {concurrent} at a time, run {tracker.parent_run_id}")
+            with mlflow_client.Heartbeat(client, tracker.parent_run_id):
+                run_trials(settings, data, tracker, name, storage, concurrent, resume=resume is not None)
+                finish(tracker, name)
+        except (AllTrialsFailed, TrackingUnavailable):
+            raise  # finish has said how it ended
+        except BaseException as error:
+            say(f"ending the runs of search {name} (go on with it by --resume {name})")
+            abort(tracker, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     result = SearchResult(name, tracker.parent_run_id, ranked(tracker), seconds)
     say(summary_table(result.trials))
     return result
 
 
-def check_name(storage: str, name: str, resume: str | None) -> None:
-    """Refuses to go on with a search that does not exist, or to begin one that does."""
-    filesystem, path = fsspec.core.url_to_fs(storage)
+def check_name(storage: str, name: str, resume: str | None, settings: Settings) -> None:
+    """Refuses to begin a search that exists, and to go on with one that does not or that had other settings."""
     try:
-        exists = filesystem.exists(f"{path}/settings.json")
-    except OSError as error:
+        filesystem, path = fsspec.core.url_to_fs(storage)
+        exists = filesystem.exists(f"{path}/{_SETTINGS_FILE}")
+        before = json.loads(filesystem.cat_file(f"{path}/{_SETTINGS_FILE}")) if exists else {}
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"search.storage {storage} cannot be used: {error}") from error
+    except Exception as error:  # every store has exceptions of its own for missing credentials and hosts
         raise StorageUnavailable(f"search.storage {storage} cannot be read: {error}") from error
     if resume is not None and not exists:
         raise ConfigError(f"--resume {resume}: there is no search of that name in {storage.removesuffix('/' + name)}")
     if resume is None and exists:
         raise ConfigError(f"search.name '{name}' is taken by an earlier search in {storage}: choose another name, or "
                           f"go on with that one by --resume {name}")  # fmt: skip
+    if resume is not None:
+        now = tracking.without_credentials(settings)
+        changed = [section for section in _FIXED_SECTIONS if before.get(section) != now[section]]
+        fixed = [key for key in _FIXED_SEARCH if before.get("search", {}).get(key) != now["search"][key]]
+        if changed or fixed:
+            what = ", ".join([*changed, *(f"search.{key}" for key in fixed)])
+            raise ConfigError(f"--resume {name}: settings differ from those it began with ({what}): use its own "
+                              f"(they are in {storage}/{_SETTINGS_FILE}), or begin a new search")  # fmt: skip
 
 
 def prepare_storage(storage: str, settings: Settings) -> None:
@@ -122,9 +147,9 @@ def prepare_storage(storage: str, settings: Settings) -> None:
     try:
         filesystem, path = fsspec.core.url_to_fs(storage)
         filesystem.makedirs(path, exist_ok=True)
-        with filesystem.open(f"{path}/settings.json", "w") as file:
-            file.write(settings.model_dump_json(indent=2))
-    except (OSError, ImportError, ValueError) as error:
+        with filesystem.open(f"{path}/{_SETTINGS_FILE}", "w") as file:
+            file.write(json.dumps(tracking.without_credentials(settings), indent=2))
+    except Exception as error:  # every store has exceptions of its own
         raise StorageUnavailable(f"search.storage {storage} cannot be written: {error}") from error
 
 
@@ -136,7 +161,10 @@ def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
     longest = max_length(settings)
     if model.checkpoint is not None:
         check_checkpoint(model.checkpoint, model.revision, longest)
-        tokenizer = load_tokenizer(model.checkpoint, model.revision)
+        try:
+            tokenizer = load_tokenizer(model.checkpoint, model.revision)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model.checkpoint '{model.checkpoint}' has no usable tokenizer: {error}") from None
     else:
         assert model.architecture is not None
         say("learning the vocabulary from the training split")
@@ -151,8 +179,19 @@ def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
         tokenizer.save_pretrained(folder)
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     train, validation = labelled(dataset.train), labelled(dataset.validation)
+    check_warmup(settings.training, len(train))
     say(f"tokenised {len(train) + len(validation):,} texts: {train.tokens.lengths.mean():.0f} tokens on average")
     return SearchData(train, validation, files, dataset.label_names, dataset.f1.key)
+
+
+def check_warmup(training: TrainingConfig, texts: int) -> None:
+    """Refuses a warm-up that is longer than training; the schema knows the number of texts for some sources only."""
+    steps = training.epochs * math.ceil(texts / training.batch_size)
+    if training.warmup_steps is not None and training.warmup_steps > steps:
+        raise ConfigError(
+            f"training.warmup_steps {training.warmup_steps} is longer than training: {training.epochs} "
+            f"epochs of {texts:,} texts in batches of {training.batch_size} are {steps} steps"
+        )
 
 
 def max_length(settings: Settings) -> int:
@@ -179,7 +218,14 @@ def check_checkpoint(checkpoint: str, revision: str, longest: int) -> None:
 
 
 def open_tracker(
-    client: MlflowClient, experiment_id: str, settings: Settings, dataset: Dataset, name: str, storage: str
+    client: MlflowClient,
+    experiment_id: str,
+    settings: Settings,
+    dataset: Dataset,
+    name: str,
+    storage: str,
+    *,
+    resume: bool,
 ) -> Tracker:
     """The search's parent run with everything known at the start, and its tracker, sending."""
     shared = {
@@ -188,12 +234,12 @@ def open_tracker(
         mlflow_client.TEST_URI: tracking.freeze_test_split(client, experiment_id, dataset),
         mlflow_client.F1_DEFINITION: dataset.f1.key,
         mlflow_client.MODEL_NAME: settings.tracking.model_name,
-        "trialgate.train_digest": dataset.train.digest,
-        "trialgate.validation_digest": dataset.validation.digest,
+        tracking.TRAIN_DIGEST: dataset.train.digest,
+        tracking.VALIDATION_DIGEST: dataset.validation.digest,
         "trialgate.git_revision": tracking.git_revision(),
         "trialgate.seed": str(settings.training.seed),
     }
-    parent = tracking.start_parent_run(client, experiment_id, name, settings, shared)
+    parent = tracking.start_parent_run(client, experiment_id, name, settings, shared, resume=resume)
     client.log_dict(parent, dataset.report.as_dict(), "data.json")
     tracker = Tracker(client, experiment_id, Journal(f"{storage}/journal.jsonl"), parent)
     tracker.start(shared)
@@ -203,23 +249,19 @@ def open_tracker(
 def run_trials(
     settings: Settings, data: SearchData, tracker: Tracker, name: str, storage: str, concurrent: int, *, resume: bool
 ) -> None:
-    """All trials, through Tune. On Ctrl-C or SIGTERM their runs and the parent end as KILLED."""
+    """All trials, through Tune."""
     import ray
     from ray import tune
 
     plan = TrialPlan(settings.model_dump(mode="json"), f"{storage}/trials", ray.put(data))
     trainable = tune.with_resources(functools.partial(run_trial, plan=plan), {"node:__internal_head__": 0.001})
     with TrackingCallback.of(tracker, name, settings) as callback:
-        try:
-            if resume and _tune_state_exists(storage):
-                tuner = tune.Tuner.restore(f"{storage}/tune", trainable, resume_unfinished=True)
-            else:
-                tuner = new_tuner(settings, trainable, callback, storage, concurrent)
-            tuner.fit()
-        except KeyboardInterrupt:
-            say(f"interrupted: ending the runs of search {name} (go on with it by --resume {name})")
-            abort(tracker)
-            raise
+        if resume and _tune_state_exists(storage):
+            # Tune's state is a pickle: whoever can write to search.storage can run code here (see the README).
+            tuner = tune.Tuner.restore(f"{storage}/tune", trainable, resume_unfinished=True)
+        else:
+            tuner = new_tuner(settings, trainable, callback, storage, concurrent)
+        tuner.fit()
 
 
 def new_tuner(
@@ -292,10 +334,9 @@ def finish(tracker: Tracker, name: str) -> None:
             client.set_tag(parent, mlflow_client.BEST_RUN, best.run_id)
             client.log_metric(parent, OBJECTIVE, best.f1)
         client.set_terminated(parent, status="FINISHED" if best else "FAILED")
-    except KeyboardInterrupt:
-        abort(tracker)
-        raise
     except Exception as error:
+        if not (isinstance(error, TrackingUnavailable) or mlflow_client.is_unreachable(error)):
+            raise
         raise TrackingUnavailable(f"{error}\nWhen MLflow is back: --resume {name}") from error
     if best is None:
         errors = [trial.error for trial in trials if trial.error]
@@ -303,14 +344,14 @@ def finish(tracker: Tracker, name: str) -> None:
                         f"{errors[0] if errors else 'no trial reported an epoch'}")  # fmt: skip
 
 
-def abort(tracker: Tracker) -> None:
-    """Ends what runs as KILLED, quickly: after ``ray job stop`` there are 3 seconds."""
+def abort(tracker: Tracker, status: Literal["KILLED", "FAILED"]) -> None:
+    """Ends trials that run as KILLED and the parent as ``status``, quickly: after ``ray job stop`` there are 3 s."""
     for trial in tracker.trials.values():
         if trial.outcome == "running":
             tracker.trial_ended(trial.trial_id, "killed")
     try:
         tracker.close(2.0)
-        tracker.client.set_terminated(tracker.parent_run_id, status="KILLED")
+        tracker.client.set_terminated(tracker.parent_run_id, status=status)
     except Exception as error:  # noqa: BLE001 - the next command ends these runs, by their heartbeat
         say(f"MLflow could not be told: {error}")
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 
+from configs.loading import ConfigError
 from configs.schema import Settings
 from ray_jobs.data.freeze import write_test_parquet
 from ray_jobs.data.prepare import Dataset
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRAIN_DIGEST = "trialgate.train_digest"
+VALIDATION_DIGEST = "trialgate.validation_digest"
 Outcome = Literal["running", "finished", "stopped_early", "failed", "killed"]
 _STATUS = {"finished": "FINISHED", "stopped_early": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+_REFUSALS = 3
 _RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15)
 
 
@@ -63,7 +67,10 @@ class Journal:
         self._local = "://" not in location
         self._lines = self._read()
         if self._local:
-            Path(location).parent.mkdir(parents=True, exist_ok=True)
+            path = Path(location)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # What a killed driver was writing when it died must not become the start of the next line.
+            path.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -88,7 +95,7 @@ class Journal:
                 lines = file.read().split("\n")
         except FileNotFoundError:
             return []
-        # What a killed driver was writing has no newline at its end yet.
+        # An event that was not written to its end has no newline yet.
         return [line for line in lines[:-1] if line]
 
 
@@ -171,6 +178,10 @@ class Tracker:
                     self._problem = None
                     break
                 except Exception as error:  # noqa: BLE001 - whatever MLflow does, training goes on
+                    if attempt >= _REFUSALS and not names.is_unreachable(error):
+                        # It answers, and will not take this one: a run deleted by hand, say. Others must not wait.
+                        logger.warning("MLflow refused an event, which stays in the journal alone: %s", error)
+                        break
                     self._problem = error
                     if not self._warned:
                         logger.warning("MLflow does not answer, results wait in the journal: %s", error)
@@ -230,14 +241,24 @@ class Tracker:
 
 
 def start_parent_run(
-    client: MlflowClient, experiment_id: str, name: str, settings: Settings, tags: Mapping[str, str]
+    client: MlflowClient, experiment_id: str, name: str, settings: Settings, tags: Mapping[str, str], *, resume: bool
 ) -> str:
-    """The search's parent run: an earlier attempt's, or a new one. Settings go in as an artifact and parameters."""
+    """The search's parent run, with the settings as an artifact: a new one, or with ``resume`` the earlier attempt's.
+
+    Raises ConfigError when the name is taken, when the earlier attempt still runs, or when its data were others.
+    """
     found = client.search_runs(
         [experiment_id],
         f"tags.`{names.KIND}` = '{names.KIND_SEARCH}' and tags.`{names.SEARCH_NAME}` = '{name}'",
         max_results=1,
     )
+    if found and not resume:
+        raise ConfigError(f"search.name '{name}' is taken by run {found[0].info.run_id}: choose another name, or go on "
+                          f"with that search by --resume {name}")  # fmt: skip
+    if found:
+        _refuse_other_data(found[0].data.tags, tags, name)
+        if found[0].info.status == "RUNNING":
+            raise ConfigError(f"search {name} is still running (run {found[0].info.run_id})")
     tags = {**tags, **names.owner_tags(), names.KIND: names.KIND_SEARCH, names.SEARCH_NAME: name}
     if found:
         run_id = found[0].info.run_id
@@ -246,8 +267,22 @@ def start_parent_run(
         client.update_run(run_id, status="RUNNING")
         return run_id
     run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
-    client.log_dict(run_id, settings.model_dump(mode="json"), names.SETTINGS_FILE)
+    client.log_dict(run_id, without_credentials(settings), names.SETTINGS_FILE)
     return run_id
+
+
+def without_credentials(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON values, with the tracking address as messages show it: stored files outlive passwords."""
+    values = settings.model_dump(mode="json")
+    values["tracking"]["uri"] = names.redact(values["tracking"]["uri"])
+    return values
+
+
+def _refuse_other_data(before: Mapping[str, str], now: Mapping[str, str], name: str) -> None:
+    for tag in (names.TEST_DIGEST, TRAIN_DIGEST, VALIDATION_DIGEST):
+        if tag in before and before[tag] != now[tag]:
+            raise ConfigError(f"--resume {name}: the data are not what this search began with ({tag} was "
+                              f"{before[tag][:12]}, is {now[tag][:12]}); begin a new search")  # fmt: skip
 
 
 def freeze_test_split(client: MlflowClient, experiment_id: str, dataset: Dataset) -> str:

@@ -5,6 +5,7 @@ torch is imported where training happens: neither the Tune function nor Train's 
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,9 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    name = ray.tune.get_context().get_trial_id()
+    # A new Train run for every attempt: one of the same name would take up the last attempt's checkpoints, whose
+    # folders this one writes again, and then delete them under it.
+    name = f"{ray.tune.get_context().get_trial_id()}-{secrets.token_hex(3)}"
     settings = Settings.model_validate(plan.settings)
     search, workers = settings.search, settings.search.workers
     resources = {"CPU": search.cpus_per_trial / workers}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TRIES = 5
 FIRST_BACKOFF_S = 2.0  # doubled after every try
+_LONGEST_BACKOFF_S = 60.0
 _REMEMBERED_ERRORS = 5
 logger = logging.getLogger(__name__)
 
@@ -192,7 +193,9 @@ class Follower:
         self._on_load_error()
         known = self._failures.pop(version, None)
         tries = known.tries + 1 if known else 1
-        wait = FIRST_BACKOFF_S * 2 ** (tries - 1) if tries < TRIES else float("inf")
+        wait = min(FIRST_BACKOFF_S * 2 ** (tries - 1), _LONGEST_BACKOFF_S)
+        if tries >= TRIES and isinstance(error, ModelFolderError):
+            wait = float("inf")  # the model itself is broken: only another version helps
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         self._failures[version] = LoadFailure(version, text, tries, time.time(), self._clock() + wait)
         while len(self._failures) > _REMEMBERED_ERRORS:

@@ -170,11 +170,3 @@ _JSON_TYPES: list[tuple[type, str]] = [(bool, "a boolean"), (str, "a string"), (
 
 def _json_type(value: object) -> str:
     return next((name for kind, name in _JSON_TYPES if isinstance(value, kind)), "null")
-
-
-def request_body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI ``requestBody`` of a route that reads ``model`` itself."""
-    return {
-        "required": True,
-        "content": {"application/json": {"schema": model.model_json_schema()}},
-    }

@@ -31,7 +31,7 @@ WEIGHTS_FILE = "model.safetensors"
 SAMPLE_FILE = "sample.safetensors"
 FORMAT_VERSION = 1
 _NEEDED = (INFO_FILE, WEIGHTS_FILE, SAMPLE_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
-_DIGESTED = (INFO_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json")
+_DIGESTED = (INFO_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 class ModelFolderError(ValueError):

@@ -82,19 +82,18 @@ class Command:
 
     def _watch(self) -> None:
         while self.process.poll() is None:
-            total = 0
-            try:
-                for process in [self._root, *self._root.children(recursive=True)]:
+            for look in range(8):  # who is there: often; how much memory they take is costly to ask
+                for process in self._family():
                     self._seen.setdefault(process.pid, process)
-                    total += process.memory_full_info().pss
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                pass  # it ended while we looked: the next look counts
-            self._peak = max(self._peak, total)
-            self._pause()
+                if look == 0:
+                    self._peak = max(self._peak, sum(_pss(process) for process in self._family()))
+                threading.Event().wait(0.4)
 
-    @staticmethod
-    def _pause() -> None:
-        threading.Event().wait(3.0)
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return [self._root, *self._root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     def _until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         deadline = time.monotonic() + timeout_s
@@ -102,3 +101,12 @@ class Command:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what} did not come within {timeout_s} s:\n{self.output}")
             threading.Event().wait(0.1)
+
+
+def _pss(process: psutil.Process) -> int:
+    """Proportional set size, bytes; 0 for a process that has just ended."""
+    try:
+        pss: int = process.memory_full_info().pss
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0
+    return pss

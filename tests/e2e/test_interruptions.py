@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,12 +56,11 @@ def test_asked_to_end(home: Path, tmp_path: Path, number: signal.Signals) -> Non
     assert "Traceback" not in command.output
 
 
-def test_killed_and_gone_on_with(home: Path, tmp_path: Path) -> None:
+def test_killed_and_ended_by_the_next_command(home: Path, tmp_path: Path) -> None:
     command = started(home, tmp_path, "killed")
     command.send(signal.SIGKILL)
     command.finished(10)
-    # Ray's agents look for their cluster for 15 seconds before they give up.
-    assert command.left_behind(45) == []
+    assert command.left_behind(10) == []
     _, found = statuses(home)
     assert "RUNNING" in found
 
@@ -72,6 +72,32 @@ def test_killed_and_gone_on_with(home: Path, tmp_path: Path) -> None:
     _, found = statuses(home)
     assert "RUNNING" not in found
     assert found.count("FINISHED") == 2  # the following search and its trial
+
+
+def test_resumed(home: Path, tmp_path: Path) -> None:
+    changes = {"training.epochs": "8", "search.trials": "2", "search.scheduler": "none", "search.max_concurrent": "1"}
+    values = SMALL | {"home": str(home), "search.name": "again"} | changes
+    sets = [part for text in arguments(values) for part in ("--set", text)]
+    command = Command("ray_jobs.search", "--config", "quickstart.yaml", *sets, cwd=tmp_path)
+    command.wait_for("finished, best validation F1", 200)
+    command.wait_for("epoch 1/8", 100)
+    command.send(signal.SIGKILL)
+    command.finished(10)
+    assert command.left_behind(10) == []
+
+    other = [*sets, "--set", "training.epochs=3", "--resume", "again"]
+    refused = Command("ray_jobs.search", "--config", "quickstart.yaml", *other, cwd=tmp_path)
+    assert refused.finished(60) == ExitCode.USAGE
+    assert "settings differ" in refused.output
+
+    out = tmp_path / "result.json"
+    more = [*sets, "--resume", "again", "--json-file", str(out)]
+    resumed = Command("ray_jobs.search", "--config", "quickstart.yaml", *more, cwd=tmp_path)
+    assert resumed.finished(300) == ExitCode.OK, resumed.output
+    assert json.loads(out.read_text())["trials"] == {"finished": 2, "stopped_early": 0, "failed": 0}
+    _, found = statuses(home)
+    assert found == ["FINISHED"] * 3  # one parent, two trials, none twice
+    assert Path(json.loads(out.read_text())["model_uri"]).is_dir()
 
 
 def test_a_living_search_is_never_taken_for_an_orphan(home: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_whole_loop_on_the_embedded_default(tmp_path: Path) -> None:
     found = re.search(r"promoted: version 1, test F1 (0\.\d+)", command.output)
     assert found is not None
     assert 0.87 < float(found[1]) < 0.99
-    assert command.peak_bytes < 4 * 1024**3
+    assert 0.5 * 1024**3 < command.peak_bytes < 4 * 1024**3
     assert command.left_behind(5) == []
     assert [path.name for path in tmp_path.iterdir()] == [".trialgate"]
     token = tmp_path / ".trialgate" / "ray_auth_token"
@@ -56,7 +56,9 @@ def test_second_run_compares_and_serving_ends_with_ctrl_c(tmp_path: Path) -> Non
     assert mlflow is not None
     with urllib.request.urlopen(f"{api[1]}/health", timeout=10) as answer:
         assert json.load(answer) == {"status": "ok"}
+    sessions = set(Path("/tmp").glob("tg-*"))
     second.send(signal.SIGINT)
     assert second.finished(12) == ExitCode.OK, second.output
     assert "draining" in second.output
     assert second.left_behind(5) == []
+    assert len(set(Path("/tmp").glob("tg-*")) & sessions) < len(sessions), "Ray's session folder is still there"

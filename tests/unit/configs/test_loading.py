@@ -220,10 +220,12 @@ def test_a_bare_name_is_looked_up_in_the_package(shipped: Path) -> None:
         assert load_settings("quickstart.yaml", overrides, on_cluster=on_cluster).training.epochs == 9
 
 
-def test_a_file_of_the_same_name_in_the_working_directory_is_the_users(shipped: Path) -> None:
-    write(shipped / "quickstart.yaml", "training: {epochs: 9}\n")
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_a_bare_name_means_the_same_everywhere(shipped: Path, on_cluster: bool) -> None:
+    write(shipped / "quickstart.yaml", "training: {epochs: 9}\nhome: /somewhere\n")
     write(Path("quickstart.yaml"), "training: {epochs: 8}\n")
-    assert load_settings("quickstart.yaml", on_cluster=False).training.epochs == 8
+    assert load_settings("quickstart.yaml", on_cluster=on_cluster).training.epochs == 9
+    assert load_settings("./quickstart.yaml", on_cluster=False).training.epochs == 8
 
 
 def test_a_relative_path_works_for_a_local_command(shipped: Path) -> None:
