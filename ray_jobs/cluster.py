@@ -181,7 +181,8 @@ def _quiet_environment() -> None:
 
 
 # Waits until its standard input closes, which happens however the process that started it ends. Then it kills what has
-# a file of this session open (but never its starter, which has logs open there), and removes the session. Ray's agents look for their cluster for minutes after a kill -9.
+# a file of this session open (but never its starter, which has logs open there), and removes the session. Without it
+# Ray's agents look for their cluster for a minute and more after a kill -9.
 _GUARD = """
 cat >/dev/null
 for process in /proc/[0-9]*; do
