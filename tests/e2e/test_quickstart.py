@@ -6,6 +6,8 @@ import json
 import re
 import signal
 import stat
+import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -42,6 +44,17 @@ def test_whole_loop_on_the_embedded_default(tmp_path: Path) -> None:
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
+def _comes_up(url: str, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            threading.Event().wait(0.5)
+    return False
+
+
 def test_second_run_compares_and_serving_ends_with_ctrl_c(tmp_path: Path) -> None:
     first = Command("ray_jobs.quickstart", cwd=tmp_path, environment={**SMALL, "ONCE": "1"})
     assert first.finished(400) == ExitCode.OK, first.output
@@ -56,6 +69,7 @@ def test_second_run_compares_and_serving_ends_with_ctrl_c(tmp_path: Path) -> Non
     assert mlflow is not None
     with urllib.request.urlopen(f"{api[1]}/health", timeout=10) as answer:
         assert json.load(answer) == {"status": "ok"}
+    assert _comes_up(mlflow[1], 60)
     sessions = set(Path("/tmp").glob("tg-*"))
     second.send(signal.SIGINT)
     assert second.finished(12) == ExitCode.OK, second.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -46,6 +47,7 @@ class Registry:
         model = write_tiny_model(self._folder / f"model{self._made}", seed=self._made, rule=True)
         spoil(model)
         mlflow.set_tracking_uri(self.uri)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow exports it, and later tests would obey it
         mlflow.set_registry_uri(self.uri)
         with mlflow.start_run():
             logged = mlflow.pyfunc.log_model(
