@@ -52,11 +52,12 @@ class TrackingCallback(Callback):
         tracker, settings = _trackers[self._search]
         kept = {key: value for key, value in result.items() if key in _EPOCH_FIELDS}
         tracker.epoch_reported(trial.trial_id, kept)
+        chosen = f"; {kept['precision']}: {kept['precision_reason']}" if kept["epoch"] == 1 else ""
         self._line(
             trial,
             f"epoch {kept['epoch']}/{settings.training.epochs}: validation F1 {kept['validation_f1']:.4f}, "
             f"loss {kept['train_loss']:.4f} (validation {kept['validation_loss']:.4f}), "
-            f"{kept['train_texts_per_second']:.0f} texts/s",
+            f"{kept['train_texts_per_second']:.0f} texts/s{chosen}",
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -94,7 +95,7 @@ class TrackingCallback(Callback):
 _EPOCH_FIELDS = frozenset(
     (
         "epoch step train_loss validation_loss validation_f1 validation_accuracy best_validation_f1 best_epoch "
-        "learning_rate train_texts_per_second train_tokens_per_second seconds model_uri precision"
+        "learning_rate train_texts_per_second train_tokens_per_second seconds model_uri precision precision_reason"
     ).split()
 )
 

@@ -11,25 +11,23 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-import math
 import secrets
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 
 from configs.exit_codes import ExitCode
 from configs.loading import ConfigError, load_settings
-from configs.schema import Choice, Int, LogUniform, Settings, TrainingConfig
+from configs.schema import Choice, Int, LogUniform, Settings
 from gate.console import run_command
 from ray_jobs import tracking
 from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
-from ray_jobs.data.prepare import Dataset, Split, prepare
+from ray_jobs.data.prepare import Dataset, prepare
 from ray_jobs.progress import TrackingCallback, reporter, summary_table
+from ray_jobs.tokens import tokenise
 from ray_jobs.tracking import Journal, Tracker, TrialRecord
 from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, run_trial
 from serve_app import mlflow_client
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from ray import tune
 
-    from ray_jobs.training import LabelledTokens
 
 FLUSH_SECONDS = 60.0
 _SETTINGS_FILE = "settings.json"
@@ -151,70 +148,6 @@ def prepare_storage(storage: str, settings: Settings) -> None:
             file.write(json.dumps(tracking.without_credentials(settings), indent=2))
     except Exception as error:  # every store has exceptions of its own
         raise StorageUnavailable(f"search.storage {storage} cannot be written: {error}") from error
-
-
-def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
-    """The splits as token ids, tokenised once for all trials, with the tokenizer's files."""
-    from serve_app.inference.tokenizing import learn_wordpiece, load_tokenizer, tokenize
-
-    model = settings.model
-    longest = max_length(settings)
-    if model.checkpoint is not None:
-        check_checkpoint(model.checkpoint, model.revision, longest)
-        try:
-            tokenizer = load_tokenizer(model.checkpoint, model.revision)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model.checkpoint '{model.checkpoint}' has no usable tokenizer: {error}") from None
-    else:
-        assert model.architecture is not None
-        say("learning the vocabulary from the training split")
-        tokenizer = learn_wordpiece(dataset.train.texts, model.architecture.vocabulary_size, longest)
-
-    def labelled(split: Split) -> LabelledTokens:
-        from ray_jobs.training import LabelledTokens
-
-        return LabelledTokens(tokenize(tokenizer, split.texts, longest).tokens, split.labels)
-
-    with tempfile.TemporaryDirectory(prefix="tg-tokenizer-") as folder:
-        tokenizer.save_pretrained(folder)
-        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    train, validation = labelled(dataset.train), labelled(dataset.validation)
-    check_warmup(settings.training, len(train))
-    say(f"tokenised {len(train) + len(validation):,} texts: {train.tokens.lengths.mean():.0f} tokens on average")
-    return SearchData(train, validation, files, dataset.label_names, dataset.f1.key)
-
-
-def check_warmup(training: TrainingConfig, texts: int) -> None:
-    """Refuses a warm-up that is longer than training; the schema knows the number of texts for some sources only."""
-    steps = training.epochs * math.ceil(texts / training.batch_size)
-    if training.warmup_steps is not None and training.warmup_steps > steps:
-        raise ConfigError(
-            f"training.warmup_steps {training.warmup_steps} is longer than training: {training.epochs} "
-            f"epochs of {texts:,} texts in batches of {training.batch_size} are {steps} steps"
-        )
-
-
-def max_length(settings: Settings) -> int:
-    """The longest text that any trial may ask for, tokens."""
-    dimension = settings.search.space.get("model.max_length")
-    if dimension is None:
-        return settings.model.max_length
-    return int(max(dimension.values) if isinstance(dimension, Choice) else dimension.high)
-
-
-def check_checkpoint(checkpoint: str, revision: str, longest: int) -> None:
-    """Refuses a checkpoint that cannot be read, is no DistilBERT, or is too short for ``model.max_length``."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(checkpoint, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.checkpoint '{checkpoint}' cannot be read: {str(error).splitlines()[0]}") from None
-    if config.model_type != "distilbert":
-        raise ConfigError(f"model.checkpoint '{checkpoint}' is a {config.model_type} model, expected distilbert")
-    if config.max_position_embeddings < longest:
-        raise ConfigError(f"model.max_length {longest} is more than the {config.max_position_embeddings} positions of "
-                          f"checkpoint '{checkpoint}'")  # fmt: skip
 
 
 def open_tracker(

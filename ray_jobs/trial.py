@@ -130,7 +130,11 @@ def train_worker(config: dict[str, Any]) -> None:
     # Where Train puts the checkpoint, known beforehand because this code names it.
     folder = f"{plan.storage}/{config['name']}"
     placement = ray.util.get_current_placement_group()
-    shared = {"precision": trainer.precision, PLACEMENT: placement.id.hex() if placement else None}
+    shared = {
+        "precision": trainer.precision,
+        "precision_reason": trainer.precision_reason,
+        PLACEMENT: placement.id.hex() if placement else None,
+    }
 
     def report(epoch: EpochReport) -> None:
         metrics: dict[str, Any] = epoch.as_dict() | shared

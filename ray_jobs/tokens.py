@@ -1,0 +1,81 @@
+"""Texts to token ids, once for all trials of a search, and what only they can tell to be wrong with the settings."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.loading import ConfigError
+from configs.schema import Choice, Settings, TrainingConfig
+from ray_jobs.command import say
+from ray_jobs.data.prepare import Dataset, Split
+from ray_jobs.trial import SearchData
+
+if TYPE_CHECKING:
+    from ray_jobs.training import LabelledTokens
+
+
+def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
+    """The splits as token ids, tokenised once for all trials, with the tokenizer's files."""
+    from serve_app.inference.tokenizing import learn_wordpiece, load_tokenizer, tokenize
+
+    model = settings.model
+    longest = max_length(settings)
+    if model.checkpoint is not None:
+        check_checkpoint(model.checkpoint, model.revision, longest)
+        try:
+            tokenizer = load_tokenizer(model.checkpoint, model.revision)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model.checkpoint '{model.checkpoint}' has no usable tokenizer: {error}") from None
+    else:
+        assert model.architecture is not None
+        say("learning the vocabulary from the training split")
+        tokenizer = learn_wordpiece(dataset.train.texts, model.architecture.vocabulary_size, longest)
+
+    def labelled(split: Split) -> LabelledTokens:
+        from ray_jobs.training import LabelledTokens
+
+        return LabelledTokens(tokenize(tokenizer, split.texts, longest).tokens, split.labels)
+
+    with tempfile.TemporaryDirectory(prefix="tg-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    train, validation = labelled(dataset.train), labelled(dataset.validation)
+    check_warmup(settings.training, len(train))
+    say(f"tokenised {len(train) + len(validation):,} texts: {train.tokens.lengths.mean():.0f} tokens on average")
+    return SearchData(train, validation, files, dataset.label_names, dataset.f1.key)
+
+
+def check_warmup(training: TrainingConfig, texts: int) -> None:
+    """Refuses a warm-up that is longer than training; the schema knows the number of texts for some sources only."""
+    steps = training.epochs * math.ceil(texts / training.batch_size)
+    if training.warmup_steps is not None and training.warmup_steps > steps:
+        raise ConfigError(
+            f"training.warmup_steps {training.warmup_steps} is longer than training: {training.epochs} "
+            f"epochs of {texts:,} texts in batches of {training.batch_size} are {steps} steps"
+        )
+
+
+def max_length(settings: Settings) -> int:
+    """The longest text that any trial may ask for, tokens."""
+    dimension = settings.search.space.get("model.max_length")
+    if dimension is None:
+        return settings.model.max_length
+    return int(max(dimension.values) if isinstance(dimension, Choice) else dimension.high)
+
+
+def check_checkpoint(checkpoint: str, revision: str, longest: int) -> None:
+    """Refuses a checkpoint that cannot be read, is no DistilBERT, or is too short for ``model.max_length``."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.checkpoint '{checkpoint}' cannot be read: {str(error).splitlines()[0]}") from None
+    if config.model_type != "distilbert":
+        raise ConfigError(f"model.checkpoint '{checkpoint}' is a {config.model_type} model, expected distilbert")
+    if config.max_position_embeddings < longest:
+        raise ConfigError(f"model.max_length {longest} is more than the {config.max_position_embeddings} positions of "
+                          f"checkpoint '{checkpoint}'")  # fmt: skip
