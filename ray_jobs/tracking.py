@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import subprocess
 import tempfile
@@ -67,10 +68,10 @@ class Journal:
         self._local = "://" not in location
         self._lines = self._read()
         if self._local:
-            path = Path(location)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # What a killed driver was writing when it died must not become the start of the next line.
-            path.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
+            Path(location).parent.mkdir(parents=True, exist_ok=True)
+            if Path(location).exists():
+                # What a killed driver was writing when it died must not become the start of the next line.
+                os.truncate(location, sum(len(line.encode()) + 1 for line in self._lines))
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ class Journal:
         except FileNotFoundError:
             return []
         # An event that was not written to its end has no newline yet.
-        return [line for line in lines[:-1] if line]
+        return lines[:-1]
 
 
 class Tracker:
