@@ -31,6 +31,8 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # As from a terminal: a test session that runs in the background ignores Ctrl-C, and children inherit that.
+            preexec_fn=_listen_to_ctrl_c,
         )
         self._root = psutil.Process(self.process.pid)
         threading.Thread(target=self._read, daemon=True).start()
@@ -101,6 +103,10 @@ class Command:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what} did not come within {timeout_s} s:\n{self.output}")
             threading.Event().wait(0.1)
+
+
+def _listen_to_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _pss(process: psutil.Process) -> int:
