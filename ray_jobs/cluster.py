@@ -61,6 +61,8 @@ def connected(home: str | None) -> Iterator[Cluster]:
             temporary = tempfile.mkdtemp(prefix="tg-")
             port = free_port(8265, "Ray's dashboard")
             guard = _guarded(temporary)
+            # One more process of 110 MB per trial, which watches for nodes that a cloud takes back: not here.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             context = ray.init(
                 address="local",
                 _temp_dir=temporary,

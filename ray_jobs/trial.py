@@ -55,7 +55,7 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
     """The Tune function: runs one Train run to its end. A failure of a worker raises here and fails the trial."""
     import ray.train
     import ray.tune
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     # A new Train run for every attempt: one of the same name would take up the last attempt's checkpoints, whose
@@ -66,7 +66,14 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
     resources = {"CPU": search.cpus_per_trial / workers}
     if search.gpus_per_trial:
         resources["GPU"] = search.gpus_per_trial / workers
-    TorchTrainer(
+    trainer = DataParallelTrainer
+    if workers > 1 or search.gpus_per_trial:
+        # Only where processes must find each other: it brings torch into this process and into Train's controller,
+        # 150 MB each for nothing when a trial is one process on processors.
+        from ray.train.torch import TorchTrainer
+
+        trainer = TorchTrainer  # type: ignore[assignment]
+    trainer(
         train_worker,
         train_loop_config={"parameters": parameters, "plan": plan, "name": name},
         scaling_config=ray.train.ScalingConfig(
