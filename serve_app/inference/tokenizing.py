@@ -28,10 +28,16 @@ class Tokenized:
 
 
 def load_tokenizer(location: str | Path, revision: str = "main") -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a folder or hub id."""
+    """The fast tokenizer of a folder or hub id.
+
+    Any padding or truncation stored with it is switched off: padding belongs to batches, of which there are none here,
+    and ``tokenize`` must see how long a text is.
+    """
     tokenizer = AutoTokenizer.from_pretrained(str(location), revision=revision, use_fast=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{location} has no fast tokenizer (tokenizer.json)")
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     return tokenizer
 
 
