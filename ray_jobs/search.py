@@ -20,23 +20,22 @@ import fsspec
 
 from configs.exit_codes import ExitCode
 from configs.loading import ConfigError, load_settings
-from configs.schema import Choice, Int, LogUniform, Settings
+from configs.schema import Settings
 from gate.console import run_command
 from ray_jobs import tracking
 from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset, prepare
-from ray_jobs.progress import TrackingCallback, reporter, summary_table
+from ray_jobs.progress import TrackingCallback, summary_table
 from ray_jobs.tokens import tokenise
 from ray_jobs.tracking import Journal, Tracker, TrialRecord
 from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, run_trial
+from ray_jobs.tuning import new_tuner
 from serve_app import mlflow_client
 from serve_app.mlflow_client import TrackingUnavailable
 
 if TYPE_CHECKING:
-    import optuna
     from mlflow import MlflowClient
-    from ray import tune
 
 
 FLUSH_SECONDS = 60.0
@@ -195,63 +194,6 @@ def run_trials(
         else:
             tuner = new_tuner(settings, trainable, callback, storage, concurrent)
         tuner.fit()
-
-
-def new_tuner(
-    settings: Settings, trainable: Any, callback: TrackingCallback, storage: str, concurrent: int
-) -> tune.Tuner:
-    """Tune with seeded, multivariate TPE and ASHA by epoch."""
-    import optuna
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.optuna import OptunaSearch
-
-    search = settings.search
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(
-        seed=search.seed, multivariate=True, constant_liar=concurrent > 1, n_startup_trials=search.startup_trials
-    )
-    space = {key: distribution(dimension) for key, dimension in search.space.items()}
-    scheduler = None
-    if search.scheduler == "asha":
-        scheduler = ASHAScheduler(
-            time_attr="epoch",
-            metric=OBJECTIVE,
-            mode="max",
-            max_t=settings.training.epochs,
-            grace_period=search.grace_epochs,
-            reduction_factor=search.reduction_factor,
-        )
-    return tune.Tuner(
-        trainable,
-        param_space={},
-        tune_config=tune.TuneConfig(  # the metric is given to the sampler, the scheduler and the reporter
-            search_alg=OptunaSearch(space, metric=OBJECTIVE, mode="max", sampler=sampler) if space else None,
-            scheduler=scheduler,
-            num_samples=search.trials,
-            max_concurrent_trials=concurrent,
-            reuse_actors=False,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=storage,
-            callbacks=[callback],
-            failure_config=tune.FailureConfig(max_failures=search.max_failures),
-            progress_reporter=reporter(list(search.space)),
-            verbose=1 if sys.stderr.isatty() else 0,
-        ),
-    )
-
-
-def distribution(dimension: Any) -> optuna.distributions.BaseDistribution:
-    """Optuna's form of a dimension of the search space."""
-    import optuna
-
-    if isinstance(dimension, Choice):
-        return optuna.distributions.CategoricalDistribution(dimension.values)
-    if isinstance(dimension, Int):
-        return optuna.distributions.IntDistribution(dimension.low, dimension.high)
-    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=isinstance(dimension, LogUniform))
 
 
 def finish(tracker: Tracker, name: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from ray_jobs.training import EpochReport, LabelledTokens, Trainer
-    from serve_app.inference.families import PackedDistilBert
+    from serve_app.inference.distilbert import PackedDistilBert
 
 OBJECTIVE = "best_validation_f1"
 MODEL_FOLDER = "model"

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from serve_app.inference.families import PackedDistilBert, new_distilbert
+from serve_app.inference.distilbert import PackedDistilBert
+from serve_app.inference.families import new_distilbert
 from serve_app.inference.metrics import F1Definition
 from serve_app.inference.packing import TokenizedTexts, pack
 from serve_app.inference.saved_model import ModelInfo, write_model_folder

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedTokenizerFast
 
 from serve_app.inference.digests import files_digest
-from serve_app.inference.families import PackedDistilBert
+from serve_app.inference.distilbert import PackedDistilBert
 from serve_app.inference.metrics import F1Definition
 from serve_app.inference.packing import TokenizedTexts
 

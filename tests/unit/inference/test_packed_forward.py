@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import DistilBertForSequenceClassification
 
-from serve_app.inference.families import PackedDistilBert, new_distilbert
+from serve_app.inference.distilbert import PackedDistilBert
+from serve_app.inference.families import new_distilbert
 from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
 from tests.tiny import tokens_of
 

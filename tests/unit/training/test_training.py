@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from configs.schema import TrainingConfig
 from ray_jobs.training import LabelledTokens, Trainer, TrainingDivergedError, learning_rate_factor, seed_everything
-from serve_app.inference.families import PackedDistilBert, new_distilbert
+from serve_app.inference.distilbert import PackedDistilBert
+from serve_app.inference.families import new_distilbert
 from serve_app.inference.metrics import F1Definition
 from tests.tiny import tokens_of
 

@@ -1,0 +1,30 @@
+"""DistilBERT on packed batches: the stock transformers model with its stock weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import DistilBertForSequenceClassification
+
+from serve_app.inference.attention import PACKED_ATTENTION, plan_attention
+from serve_app.inference.packing import PackedBatch
+
+
+class PackedDistilBert(nn.Module):
+    """The stock DistilBERT classifier with its stock weights, run on packed batches."""
+
+    def __init__(self, stock: DistilBertForSequenceClassification) -> None:
+        super().__init__()
+        self.stock = stock
+        self.stock.set_attn_implementation(PACKED_ATTENTION)
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Logits float [texts, classes], in the order in which the texts were given to ``pack``."""
+        encoder, plan = self.stock.distilbert, plan_attention(batch)
+        hidden = encoder.embeddings(batch.input_ids, position_ids=batch.position_ids)
+        # Straight to the layers: the encoder's own forward only adds the padding mask, which packing has no use for.
+        hidden = encoder.transformer(hidden_states=hidden, attention_mask=None, plan=plan).last_hidden_state
+        first_tokens = hidden[0].index_select(0, batch.cu_seqlens[:-1])
+        pooled = self.stock.dropout(torch.relu(self.stock.pre_classifier(first_tokens)))
+        logits = self.stock.classifier(pooled)
+        return torch.empty_like(logits).index_copy(0, batch.order, logits)
