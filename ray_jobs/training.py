@@ -11,7 +11,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -129,17 +129,18 @@ class Trainer:
         )
         self._optimizer = torch.optim.AdamW(_parameter_groups(model, config), lr=config.learning_rate, fused=True)
         self._step = 0
-        # Ranks must not drop the same units, or they would be correlated.
-        torch.manual_seed(config.seed * 1009 + self._rank)
+        self.reports: list[EpochReport] = []
 
     def run(self, on_epoch: Callable[[EpochReport], None] | None = None) -> list[EpochReport]:
-        """All epochs, or fewer when early stopping says so; ``on_epoch`` is called after each. Returns the reports.
+        """All epochs that are left, or fewer when early stopping says so; ``on_epoch`` is called after each.
 
-        Raises TrainingDivergedError when a loss is not finite.
+        Returns the reports of all epochs, also of those before ``restore``. Raises TrainingDivergedError when a loss
+        is not finite.
         """
-        reports: list[EpochReport] = []
-        best_f1, best_epoch = -1.0, 0
-        for epoch in range(1, self.config.epochs + 1):
+        reports = self.reports
+        while len(reports) < self.config.epochs and not self._out_of_patience():
+            epoch = len(reports) + 1
+            best_f1, best_epoch = (reports[-1].best_validation_f1, reports[-1].best_epoch) if reports else (-1.0, 0)
             started = time.perf_counter()
             train_loss = self._train_epoch(epoch)
             trained = time.perf_counter()
@@ -169,10 +170,38 @@ class Trainer:
             )
             if on_epoch is not None:
                 on_epoch(reports[-1])
-            patience = self.config.early_stop_patience
-            if patience is not None and epoch - best_epoch >= patience:
-                break
         return reports
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next epoch depends on and ``reports`` does not hold: weights and optimizer, by name.
+
+        Random numbers need no state: every epoch seeds its own.
+        """
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for place, values in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{place}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        return tensors
+
+    def restore(self, tensors: dict[str, torch.Tensor], reports: Sequence[EpochReport]) -> None:
+        """Goes on from a ``state`` (on any device) with the ``reports`` that go with it: as if never interrupted."""
+        prefix = "model."
+        self.model.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        )
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            if not name.startswith(prefix):
+                _, place, key = name.split(".", 2)
+                states.setdefault(int(place), {})[key] = tensor
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": states})
+        self.reports = list(reports)
+        self._step = reports[-1].step if reports else 0
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.early_stop_patience
+        return (
+            bool(self.reports) and patience is not None and len(self.reports) - self.reports[-1].best_epoch >= patience
+        )
 
     def logits(self, tokens: TokenizedTexts) -> np.ndarray:
         """fp32 logits [texts, classes] of the model as it is, on this rank, without dropout."""
@@ -187,6 +216,9 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> float:
         """One pass in random order; returns the mean loss per text over all ranks."""
         self._wrapped.train()
+        # Every epoch seeds its own dropout, so that one which is run again after a crash is the same. Ranks must not
+        # drop the same units, or they would be correlated.
+        torch.manual_seed((self.config.seed * 1009 + self._rank) * 1_000_003 + epoch)
         order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self._train))
         total = torch.zeros((), device=self._device)
         for start in range(0, len(order), self.config.batch_size):

@@ -14,7 +14,15 @@ import torch
 import torch.distributed as dist
 
 from configs.schema import TrainingConfig
-from ray_jobs.training import LabelledTokens, Trainer, TrainingDivergedError, learning_rate_factor, seed_everything
+from ray_jobs.training import (
+    EpochReport,
+    LabelledTokens,
+    Trainer,
+    TrainingDivergedError,
+    learning_rate_factor,
+    seed_everything,
+)
+from ray_jobs.training_state import read_state, write_state
 from serve_app.inference.distilbert import PackedDistilBert
 from serve_app.inference.families import new_distilbert
 from serve_app.inference.metrics import F1Definition
@@ -66,6 +74,39 @@ def test_same_seed_same_weights_and_other_seed_others() -> None:
     trainer(other, seed=1).run()
     assert torch.equal(weights(first), weights(second))
     assert not torch.equal(weights(first), weights(other))
+
+
+def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    changes = {"epochs": 4, "batch_size": 16, "schedule": "cosine"}
+    whole, first, second = tiny(0.1), tiny(0.1), tiny(0.1)
+    expected = trainer(whole, **changes).run()
+    interrupted = trainer(first, **changes)
+
+    def end_after_two(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run(end_after_two)
+    write_state(tmp_path / "state", interrupted)
+    torch.rand(7)  # where torch's generator stands by then is anybody's guess
+    following = trainer(second, **changes)
+    read_state(tmp_path / "state", following)
+    found = following.run()
+    assert torch.equal(weights(whole), weights(second))
+    assert [curve(report) for report in found] == [curve(report) for report in expected]
+    assert trainer_that_is_done(following) == []
+
+
+def curve(report: EpochReport) -> tuple[float, ...]:
+    return (report.epoch, report.step, report.train_loss, report.validation_loss, report.validation_f1,
+            report.best_epoch, report.learning_rate)  # fmt: skip
+
+
+def trainer_that_is_done(done: Trainer) -> list[EpochReport]:
+    more: list[EpochReport] = []
+    done.run(more.append)
+    return more
 
 
 def test_it_learns() -> None:
