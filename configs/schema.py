@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "fp32", "bf16"]
+ClassWeight = Annotated[float, Field(gt=0.0, le=1e6)]
 
 
 class Section(BaseModel):
@@ -140,6 +141,11 @@ class TrainingConfig(Section):
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")
     max_grad_norm: float = Field(1.0, gt=0.0, le=1e6, description="Gradients are clipped to this L2 norm.")
     label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="Probability mass spread over all classes.")
+    class_weights: Literal["none", "balanced"] | dict[str, ClassWeight] = Field(
+        "none",
+        description="Factor on the loss of each class's texts. balanced: texts / (classes * texts of the class), so "
+        "that all classes count the same; or label to factor, where a label that is not named keeps 1.",
+    )
     precision: Precision = Field("auto", description="auto: bf16 autocast where the hardware has it, else fp32.")
     early_stop_patience: int | None = Field(
         None, ge=1, description="Stop after this many epochs without a better validation F1, count; default: never."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from configs.loading import ConfigError
 from configs.schema import Choice, Settings, TrainingConfig
@@ -13,12 +12,10 @@ from ray_jobs.command import say
 from ray_jobs.data.prepare import Dataset, Split
 from ray_jobs.trial import SearchData
 
-if TYPE_CHECKING:
-    from ray_jobs.training import LabelledTokens
-
 
 def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
     """The splits as token ids, tokenised once for all trials, with the tokenizer's files."""
+    from ray_jobs.training import LabelledTokens, class_weights
     from serve_app.inference.tokenizing import learn_wordpiece, load_tokenizer, tokenize
 
     model = settings.model
@@ -35,8 +32,6 @@ def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
         tokenizer = learn_wordpiece(dataset.train.texts, model.architecture.vocabulary_size, longest)
 
     def labelled(split: Split) -> LabelledTokens:
-        from ray_jobs.training import LabelledTokens
-
         return LabelledTokens(tokenize(tokenizer, split.texts, longest).tokens, split.labels)
 
     with tempfile.TemporaryDirectory(prefix="tg-tokenizer-") as folder:
@@ -44,6 +39,10 @@ def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     train, validation = labelled(dataset.train), labelled(dataset.validation)
     check_warmup(settings.training, len(train))
+    try:
+        class_weights(settings.training.class_weights, train.labels, dataset.label_names)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     say(f"tokenised {len(train) + len(validation):,} texts: {train.tokens.lengths.mean():.0f} tokens on average")
     return SearchData(train, validation, files, dataset.label_names, dataset.f1.key)
 

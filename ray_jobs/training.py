@@ -50,7 +50,7 @@ class LabelledTokens:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch gave. Losses are nats per text; the training loss includes label smoothing."""
+    """What one epoch gave. Losses are nats per text; the training loss includes label smoothing and class weights."""
 
     epoch: int
     step: int
@@ -94,6 +94,21 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
     return 1.0
 
 
+def class_weights(setting: str | dict[str, float], labels: np.ndarray, names: tuple[str, ...]) -> torch.Tensor | None:
+    """The factor on the loss of each class, fp32 [classes], or None; ``setting``: training.class_weights.
+
+    ``labels``: class ids of the training texts. Raises ValueError when the setting names no label of ``names``.
+    """
+    if setting == "none":
+        return None
+    if isinstance(setting, dict):
+        if unknown := sorted(setting.keys() - set(names)):
+            raise ValueError(f"training.class_weights names '{unknown[0]}', which is not a label: {', '.join(names)}")
+        return torch.tensor([setting.get(name, 1.0) for name in names])
+    counts = np.bincount(labels, minlength=len(names))
+    return torch.from_numpy(len(labels) / (len(names) * np.maximum(counts, 1))).float()
+
+
 class Trainer:
     """Trains ``model`` (packed batch -> logits) on ``train`` and measures it on ``validation`` after every epoch.
 
@@ -120,6 +135,8 @@ class Trainer:
         self._device = torch.device(device)
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._ranks = dist.get_world_size() if dist.is_initialized() else 1
+        weights = class_weights(config.class_weights, train.labels, label_names)
+        self._class_weights = None if weights is None else weights.to(self._device)
         self._wrapped = wrap(model) if wrap is not None else model.to(self._device)
         self.precision, self.precision_reason = choose_precision(config.precision, self._device.type)
         steps_per_epoch = math.ceil(len(train) / config.batch_size)
@@ -239,7 +256,11 @@ class Trainer:
                 logits = self._wrapped(pack([self._train.tokens[int(i)] for i in batch]).to(self._device))
                 labels = torch.from_numpy(self._train.labels[batch]).to(self._device)
                 loss = weight * functional.cross_entropy(
-                    logits.float(), labels, reduction="sum", label_smoothing=self.config.label_smoothing
+                    logits.float(),
+                    labels,
+                    self._class_weights,
+                    reduction="sum",
+                    label_smoothing=self.config.label_smoothing,
                 )
                 # DDP averages over ranks; the division by the step's texts must be over their sum.
                 (loss * (self._ranks / len(texts))).backward()

@@ -19,6 +19,7 @@ from ray_jobs.training import (
     LabelledTokens,
     Trainer,
     TrainingDivergedError,
+    class_weights,
     learning_rate_factor,
     seed_everything,
 )
@@ -119,6 +120,32 @@ def test_it_learns() -> None:
 
 def test_bf16_learns_as_well() -> None:
     assert trainer(tiny(), texts=400, epochs=6, precision="bf16").run()[-1].best_validation_f1 > 0.9
+
+
+def test_class_weights_repeat_a_class() -> None:
+    """A text of weight 3 counts like three copies of it."""
+    data = labelled(24, 0)
+    repeated = np.repeat(np.arange(24), np.where(data.labels == 1, 3, 1))
+    copies = LabelledTokens(data.tokens.select(repeated), data.labels[repeated])
+    losses, trained = [], []
+    for texts, setting in ((data, {"yes": 3.0}), (copies, "none")):
+        config = TrainingConfig(epochs=1, batch_size=len(texts), precision="fp32", class_weights=setting)
+        model = tiny()
+        report = Trainer(model, texts, data, config, label_names=NAMES, f1=POSITIVE).run()[0]
+        losses.append(report.train_loss * len(texts))
+        trained.append(weights(model))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(trained[0], trained[1])
+
+
+def test_balanced_class_weights_and_labels_that_do_not_exist() -> None:
+    labels = np.array([0, 0, 0, 1])
+    balanced = class_weights("balanced", labels, NAMES)
+    assert balanced is not None
+    torch.testing.assert_close(balanced, torch.tensor([4 / 6, 2.0]))
+    assert class_weights("none", labels, NAMES) is None
+    with pytest.raises(ValueError, match=r"class_weights names 'maybe', which is not a label: no, yes"):
+        class_weights({"maybe": 2.0}, labels, NAMES)
 
 
 def test_early_stop_after_patience() -> None:
