@@ -27,9 +27,9 @@ def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
         except (OSError, ValueError) as error:
             raise ConfigError(f"model.checkpoint '{model.checkpoint}' has no usable tokenizer: {error}") from None
     else:
-        assert model.architecture is not None
+        assert model.sizes is not None
         say("learning the vocabulary from the training split")
-        tokenizer = learn_wordpiece(dataset.train.texts, model.architecture.vocabulary_size, longest)
+        tokenizer = learn_wordpiece(dataset.train.texts, model.sizes.vocabulary_size, longest)
 
     def labelled(split: Split) -> LabelledTokens:
         return LabelledTokens(tokenize(tokenizer, split.texts, longest).tokens, split.labels)

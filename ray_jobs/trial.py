@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from ray_jobs.training import EpochReport, LabelledTokens, Trainer
-    from serve_app.inference.distilbert import PackedDistilBert
+    from serve_app.inference.families import PackedModel
 
 OBJECTIVE = "best_validation_f1"
 MODEL_FOLDER = "model"
@@ -158,10 +158,10 @@ def train_worker(config: dict[str, Any]) -> None:
     trainer.run(report)
 
 
-def build_model(settings: Settings, data: SearchData) -> tuple[PackedDistilBert, PreTrainedTokenizerFast]:
+def build_model(settings: Settings, data: SearchData) -> tuple[PackedModel, PreTrainedTokenizerFast]:
     """The model of ``settings`` with its weights before training, and its tokenizer."""
     from ray_jobs.training import seed_everything
-    from serve_app.inference.families import new_distilbert, pretrained_distilbert
+    from serve_app.inference.families import new_distilbert, new_network, pretrained_distilbert
     from serve_app.inference.tokenizing import load_tokenizer
 
     with tempfile.TemporaryDirectory(prefix="tg-tokenizer-") as folder:
@@ -169,25 +169,26 @@ def build_model(settings: Settings, data: SearchData) -> tuple[PackedDistilBert,
             (Path(folder) / name).write_bytes(content)
         tokenizer = load_tokenizer(folder)
     seed_everything(settings.training.seed)
-    model = settings.model
-    dropouts = {
-        "dropout": model.dropout,
-        "attention_dropout": model.attention_dropout,
-        "classifier_dropout": model.classifier_dropout,
-    }
+    model, names = settings.model, data.label_names
+    dropouts = {"dropout": model.dropout, "classifier_dropout": model.classifier_dropout}
+    if model.family != "distilbert":
+        assert model.sizes is not None
+        sizes = model.sizes.model_dump() | {"vocabulary_size": len(tokenizer)}
+        return new_network(model.family, labels=names, **sizes, **dropouts), tokenizer
+    dropouts["attention_dropout"] = model.attention_dropout
     if model.checkpoint is not None:
-        made = pretrained_distilbert(model.checkpoint, revision=model.revision, labels=data.label_names, **dropouts)
+        made = pretrained_distilbert(model.checkpoint, revision=model.revision, labels=names, **dropouts)
         return made, tokenizer
-    sizes = model.architecture
-    assert sizes is not None
+    assert model.architecture is not None
+    architecture = model.architecture
     return new_distilbert(
-        layers=sizes.layers,
-        width=sizes.width,
-        heads=sizes.heads,
-        feed_forward_width=sizes.feed_forward_width or 4 * sizes.width,
+        layers=architecture.layers,
+        width=architecture.width,
+        heads=architecture.heads,
+        feed_forward_width=architecture.feed_forward_width or 4 * architecture.width,
         vocabulary_size=len(tokenizer),
         max_length=model.max_length,
-        labels=data.label_names,
+        labels=names,
         **dropouts,
     ), tokenizer
 
@@ -195,7 +196,7 @@ def build_model(settings: Settings, data: SearchData) -> tuple[PackedDistilBert,
 def save_model(
     folder: Path,
     trainer: Trainer,
-    model: PackedDistilBert,
+    model: PackedModel,
     tokenizer: PreTrainedTokenizerFast,
     data: SearchData,
     settings: Settings,

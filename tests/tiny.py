@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from serve_app.inference.distilbert import PackedDistilBert
-from serve_app.inference.families import new_distilbert
+from serve_app.inference.families import PackedModel, new_distilbert, new_network
 from serve_app.inference.metrics import F1Definition
 from serve_app.inference.packing import TokenizedTexts, pack
 from serve_app.inference.saved_model import ModelInfo, write_model_folder
@@ -27,17 +27,22 @@ def write_tiny_model(
     seed: int = 0,
     rule: bool = False,
     max_length: int = 64,
+    family: str = "distilbert",
 ) -> Path:
-    """Writes a saved-model folder with random weights, or with ``rule`` one that answers the last label exactly when
-    the text has the word "good" in it, else the first."""
+    """Writes a saved-model folder with random weights, or with ``rule`` a DistilBERT that answers the last label
+    exactly when the text has the word "good" in it, else the first."""
     torch.manual_seed(seed)
     tokenizer = learn_wordpiece([WORDS] * 4, vocabulary_size=200, max_length=max_length)
-    model = new_distilbert(
-        layers=1, width=16, heads=2, feed_forward_width=32, vocabulary_size=len(tokenizer), max_length=max_length,
-        labels=labels,
-    ).eval()  # fmt: skip
-    if rule:
-        _teach_rule(model, tokenizer.convert_tokens_to_ids("good"))
+    model: PackedModel
+    if family == "distilbert":
+        model = new_distilbert(
+            layers=1, width=16, heads=2, feed_forward_width=32, vocabulary_size=len(tokenizer), max_length=max_length,
+            labels=labels,
+        ).eval()  # fmt: skip
+        if rule:
+            _teach_rule(model, tokenizer.convert_tokens_to_ids("good"))
+    else:
+        model = new_network(family, labels=labels, vocabulary_size=len(tokenizer), width=16).eval()
     sample = tokenize(tokenizer, ["the movie was good", "awful plot and boring acting"] * 4, max_length).tokens
     with torch.inference_mode():
         logits = model(pack([sample[i] for i in range(len(sample))])).numpy()

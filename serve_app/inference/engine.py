@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from serve_app.inference.distilbert import PackedDistilBert
+from serve_app.inference.families import PackedModel
 from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
 from serve_app.inference.saved_model import ModelFolderError, ModelInfo, read_info, read_model, read_sample
 from serve_app.inference.saved_model import weights_digest as digest_of
@@ -42,7 +42,7 @@ class Engine:
 
     def __init__(
         self,
-        model: PackedDistilBert,
+        model: PackedModel,
         tokenizer: PreTrainedTokenizerFast,
         info: ModelInfo,
         *,

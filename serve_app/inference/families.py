@@ -1,14 +1,25 @@
-"""The models. Every model is a module that takes a packed batch and returns logits [texts, classes]."""
+"""The model families. Every model is a module that takes a packed batch and returns logits [texts, classes].
+
+In a saved model's ``config.json`` the family is ``model_type``, as transformers has it; the rest of that file and the
+names of the weights are transformers' own for DistilBERT, which stock transformers opens too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from serve_app.inference.distilbert import PackedDistilBert
+from serve_app.inference.networks import NETWORKS, SmallNetwork
+
+PackedModel = PackedDistilBert | SmallNetwork
+FAMILIES = ("distilbert", *NETWORKS)
 
 
 def label_maps(labels: Sequence[str]) -> dict[str, Any]:
@@ -77,3 +88,65 @@ def pretrained_distilbert(
         ignore_mismatched_sizes=True,
     )
     return PackedDistilBert(stock)
+
+
+def new_network(family: str, *, labels: Sequence[str], **sizes: Any) -> SmallNetwork:
+    """A small network with random weights from torch's global generator; ``sizes``: the fields of its config."""
+    config, network = NETWORKS[family]
+    return network(config(labels=tuple(labels), **sizes))
+
+
+def labels_of(model: PackedModel) -> tuple[str, ...]:
+    """Class names in the order of their ids."""
+    if isinstance(model, SmallNetwork):
+        return model.config.labels
+    return tuple(name for _, name in sorted((model.stock.config.id2label or {}).items()))
+
+
+def stored_weights(model: PackedModel) -> dict[str, torch.Tensor]:
+    """The weights under the names that they have in a saved model."""
+    return (model if isinstance(model, SmallNetwork) else model.stock).state_dict()
+
+
+def write_config(model: PackedModel, folder: Path) -> None:
+    """Writes ``config.json``."""
+    if not isinstance(model, SmallNetwork):
+        model.stock.config.architectures = [type(model.stock).__name__]
+        model.stock.config.save_pretrained(folder)
+        return
+    sizes = asdict(model.config)
+    content = {"model_type": model.config.family, **label_maps(sizes.pop("labels")), **sizes}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_packed_model(folder: Path, weights: Mapping[str, torch.Tensor]) -> PackedModel:
+    """The model that ``config.json`` describes, with ``weights`` under the names of ``stored_weights``, as fp32.
+
+    Raises ValueError for a config that describes none, RuntimeError for weights of another model.
+    """
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    family = content.pop("model_type", None) if isinstance(content, dict) else None
+    if family not in FAMILIES:
+        raise ValueError(f"{path} has model_type {family!r}, expected one of {', '.join(FAMILIES)}")
+    module: DistilBertForSequenceClassification | SmallNetwork
+    with torch.device("meta"):  # no time spent on random weights that are replaced at once
+        if family == "distilbert":
+            module = DistilBertForSequenceClassification(DistilBertConfig.from_pretrained(folder))
+        else:
+            module = _empty_network(family, content, path)
+    module.load_state_dict(weights, strict=True, assign=True)
+    module.float()
+    if isinstance(module, SmallNetwork):
+        return module
+    positions = torch.arange(module.config.max_position_embeddings)[None]
+    module.distilbert.embeddings.register_buffer("position_ids", positions, persistent=False)
+    return PackedDistilBert(module)
+
+
+def _empty_network(family: str, content: dict[str, Any], path: Path) -> SmallNetwork:
+    names, _ = content.pop("id2label", {}), content.pop("label2id", None)
+    try:
+        return new_network(family, labels=[names[str(place)] for place in range(len(names))], **content)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} does not describe a model of family '{family}': {error}") from None

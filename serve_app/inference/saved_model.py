@@ -1,6 +1,7 @@
 """The saved-model folder: what training writes, the gate scores, the registry keeps and serving loads.
 
-    config.json model.safetensors tokenizer.json tokenizer_config.json   stock transformers, labels in config.json
+    config.json model.safetensors tokenizer.json tokenizer_config.json   family, sizes and labels; weights; tokenizer:
+                                                                         for DistilBERT as stock transformers has them
     sample.safetensors    token ids of up to 64 validation texts with their fp32 logits, for checks at load
     trialgate.json        labels, max_length, the definition of F1, temperature; written last: complete when it exists
 
@@ -19,10 +20,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from serve_app.inference.digests import files_digest
-from serve_app.inference.distilbert import PackedDistilBert
+from serve_app.inference.families import PackedModel, labels_of, read_packed_model, stored_weights, write_config
 from serve_app.inference.metrics import F1Definition
 from serve_app.inference.packing import TokenizedTexts
 
@@ -55,7 +56,7 @@ class ModelInfo:
 
 def write_model_folder(
     folder: Path,
-    model: PackedDistilBert,
+    model: PackedModel,
     tokenizer: PreTrainedTokenizerFast,
     info: ModelInfo,
     sample: TokenizedTexts,
@@ -66,9 +67,8 @@ def write_model_folder(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    model.stock.config.architectures = [type(model.stock).__name__]
-    model.stock.config.save_pretrained(temporary)
-    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.stock.state_dict().items()}
+    write_config(model, temporary)
+    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in stored_weights(model).items()}
     save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
     tokenizer.save_pretrained(temporary)
     tensors = {
@@ -113,25 +113,21 @@ def read_info(folder: Path) -> ModelInfo:
     return info
 
 
-def read_model(folder: Path) -> PackedDistilBert:
+def read_model(folder: Path) -> PackedModel:
     """The model with its fp32 weights. Raises ModelFolderError if weights are missing, unsound or of other labels."""
     folder, info = Path(folder), read_info(folder)
-    config = DistilBertConfig.from_pretrained(folder)
-    labels = tuple(name for _, name in sorted((config.id2label or {}).items()))
-    if labels != info.labels:
-        raise ModelFolderError(
-            f"{folder / 'config.json'} has labels {list(labels)}, {INFO_FILE} has "
-            f"{list(info.labels)}: they must be the same, in the same order"
-        )
-    with torch.device("meta"):  # no time spent on random weights that are replaced at once
-        stock = DistilBertForSequenceClassification(config)
     try:
-        stock.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True, assign=True)
+        model = read_packed_model(folder, load_file(folder / WEIGHTS_FILE)).eval()
     except (SafetensorError, RuntimeError) as error:
         raise ModelFolderError(f"{folder / WEIGHTS_FILE} does not hold this model's weights: {error}") from None
-    positions = torch.arange(config.max_position_embeddings)[None]
-    stock.distilbert.embeddings.register_buffer("position_ids", positions, persistent=False)
-    return PackedDistilBert(stock.float()).eval()
+    except ValueError as error:
+        raise ModelFolderError(str(error)) from None
+    if labels_of(model) != info.labels:
+        raise ModelFolderError(
+            f"{folder / 'config.json'} has labels {list(labels_of(model))}, {INFO_FILE} has "
+            f"{list(info.labels)}: they must be the same, in the same order"
+        )
+    return model
 
 
 def read_sample(folder: Path) -> tuple[TokenizedTexts, np.ndarray]:

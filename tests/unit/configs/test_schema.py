@@ -98,6 +98,31 @@ def _space(key: str, **dimension: Any) -> dict[str, Any]:
             {"model": {"architecture": {"width": 100, "heads": 3}}}, ["heads", "divide"], id="heads and width"
         ),
         pytest.param(
+            {"model": {"family": "cnet", "avgnet": {}}}, ["model.avgnet", "family=avgnet"], id="another family's sizes"
+        ),
+        pytest.param(
+            {"model": {"family": "rnn", "checkpoint": "x"}},
+            ["model.checkpoint", "family=distilbert"],
+            id="a checkpoint",
+        ),
+        pytest.param({"model": {"cnet": {}, "checkpoint": "x"}}, ["model.cnet", "family=cnet"], id="sizes, no family"),
+        pytest.param(
+            {"model": {"family": "rnn", "attention_dropout": 0.3}}, ["attention_dropout", "rnn"], id="no attention here"
+        ),
+        pytest.param(
+            {"model": {"family": "cnet", "cnet": {"narrowest_window": 6}}}, ["narrowest_window 6", "5"], id="windows"
+        ),
+        pytest.param(
+            {"model": {"family": "cnet"}, **_space("model.avgnet.width", type="int", low=8, high=16)},
+            ["model.avgnet.width", "not a setting"],
+            id="a size of another family",
+        ),
+        pytest.param(
+            {"model": {"family": "cnet"}, **_space("model.family", type="choice", values=["cnet", "rnn"])},
+            ["model.family", "one search for each"],
+            id="families in one search",
+        ),
+        pytest.param(
             {"training": {"max_batch_tokens": 100}},
             ["training.max_batch_tokens", "model.max_length"],
             id="a text larger than a training batch",
@@ -170,6 +195,10 @@ def test_nonsense_is_refused(values: dict[str, Any], parts: list[str]) -> None:
         pytest.param({"search": {"gpus_per_trial": 4, "workers_per_trial": 2}}, id="two GPUs for each of two workers"),
         pytest.param(_space("training.epochs", type="int", low=3, high=3), id="a space of one point"),
         pytest.param(_space("model.architecture.layers", type="choice", values=[1, 2]), id="a nested setting"),
+        pytest.param(
+            {"model": {"family": "cnet"}, **_space("model.cnet.filters", type="int", low=8, high=16)},
+            id="a size of a small network",
+        ),
         pytest.param({"training": {"warmup_steps": 375}}, id="warm-up as long as training"),
     ],
 )
