@@ -22,7 +22,7 @@ from configs.exit_codes import ExitCode
 from configs.loading import ConfigError, load_settings
 from configs.schema import Settings
 from gate.console import run_command
-from ray_jobs import tracking
+from ray_jobs import report, tracking
 from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset, prepare
@@ -105,7 +105,7 @@ def run_search(settings: Settings, resume: str | None = None) -> SearchResult:
             raise  # finish has said how it ended
         except BaseException as error:
             say(f"ending the runs of search {name} (go on with it by --resume {name})")
-            abort(tracker, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            abort(tracker, name, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     result = SearchResult(name, tracker.parent_run_id, ranked(tracker), seconds)
@@ -205,6 +205,7 @@ def finish(tracker: Tracker, name: str) -> None:
         best = trials[0] if trials and trials[0].f1 is not None and trials[0].outcome != "failed" else None
         client.log_dict(parent, {"trials": [vars(trial) for trial in trials]}, "trials.json")
         client.log_text(parent, summary_table(trials), "trials.txt")
+        report.leave(tracker, name)
         if best is not None and best.run_id is not None and best.f1 is not None:
             client.set_tag(parent, mlflow_client.BEST_RUN, best.run_id)
             client.log_metric(parent, OBJECTIVE, best.f1)
@@ -219,7 +220,7 @@ def finish(tracker: Tracker, name: str) -> None:
                         f"{errors[0] if errors else 'no trial reported an epoch'}")  # fmt: skip
 
 
-def abort(tracker: Tracker, status: Literal["KILLED", "FAILED"]) -> None:
+def abort(tracker: Tracker, name: str, status: Literal["KILLED", "FAILED"]) -> None:
     """Ends trials that run as KILLED and the parent as ``status``, quickly: after ``ray job stop`` there are 3 s."""
     for trial in tracker.trials.values():
         if trial.outcome == "running":
@@ -227,6 +228,7 @@ def abort(tracker: Tracker, status: Literal["KILLED", "FAILED"]) -> None:
     try:
         tracker.close(2.0)
         tracker.client.set_terminated(tracker.parent_run_id, status=status)
+        report.leave(tracker, name)
     except Exception as error:  # noqa: BLE001 - the next command ends these runs, by their heartbeat
         say(f"MLflow could not be told: {error}")
 

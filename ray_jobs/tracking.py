@@ -74,6 +74,11 @@ class Journal:
                 os.truncate(location, sum(len(line.encode()) + 1 for line in self._lines))
 
     @property
+    def location(self) -> str:
+        """Its path or URL."""
+        return self._location
+
+    @property
     def events(self) -> list[dict[str, Any]]:
         """All events, oldest first."""
         return [json.loads(line) for line in self._lines]
@@ -116,6 +121,11 @@ class Tracker:
         self._problem: Exception | None = None
         self._warned = False
         self._thread = threading.Thread(target=self._send_all, name="mlflow-writer", daemon=True)
+
+    @property
+    def journal(self) -> Journal:
+        """The journal that it writes."""
+        return self._journal
 
     def start(self, shared_tags: Mapping[str, str]) -> None:
         """Begins to send; ``shared_tags`` go on every trial's run. Events of an earlier attempt are sent again."""

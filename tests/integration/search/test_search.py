@@ -112,6 +112,20 @@ def test_the_journal_has_what_mlflow_has(searched: Searched) -> None:
     assert [event["event"] for event in events].count("ended") == 3
 
 
+def test_the_search_leaves_a_report(searched: Searched, tmp_path: Path) -> None:
+    parent, best = searched.parent.info.run_id, searched.result.best
+    local = Path(f"{searched.settings.search.storage}/{searched.result.name}/report.html")
+    logged = mlflow.artifacts.download_artifacts(f"runs:/{parent}/report.html", dst_path=str(tmp_path))
+    assert local.read_bytes() == Path(logged).read_bytes()
+    page = local.read_text(encoding="utf-8")
+    assert page.count("plotly-graph-div") >= 4
+    assert f"{best.f1:.4f}" in page
+    assert f"gate check --run-id {best.run_id}" in page
+    assert f"Winner: run [{best.run_id}]" in searched.parent.data.tags["mlflow.note.content"]
+    marked = [run.info.run_id for run in searched.trials if run.data.tags.get("trialgate.best") == "true"]
+    assert marked == [best.run_id]
+
+
 def test_the_gate_takes_it_from_here(searched: Searched) -> None:
     decision = promotion.check(searched.client, run_id=searched.parent.info.run_id)
     assert decision.decision == "would_promote"

@@ -1,0 +1,208 @@
+"""What a search did, read back from its journal: each trial's learning curve, attempts, slot and cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+
+from configs.loading import ConfigError
+from configs.schema import Settings
+from ray_jobs.tracking import Outcome
+
+_PAUSE_SECONDS = 60.0
+_USABLE = {"finished": 0, "stopped_early": 0, "running": 1, "killed": 1, "failed": 2}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One reported epoch. ``time``: unix seconds of the report; ``seconds``: how long the epoch took."""
+
+    number: int
+    time: float
+    f1: float
+    best_f1: float
+    best_epoch: int
+    seconds: float
+
+
+@dataclass
+class TrialHistory:
+    """One trial. ``attempts``: [start, end] in unix seconds; more than one when the search was interrupted."""
+
+    trial_id: str
+    number: int
+    parameters: dict[str, Any]
+    epochs: list[Epoch] = field(default_factory=list)
+    attempts: list[list[float]] = field(default_factory=list)
+    outcome: Outcome = "running"
+    error: str | None = None
+    full_epochs: int = 0
+    run_id: str | None = None
+    slots: list[int] = field(default_factory=list)
+
+    @property
+    def f1(self) -> float | None:
+        """The best validation F1, None without one."""
+        best = self.epochs[-1].best_f1 if self.epochs else math.nan
+        return best if math.isfinite(best) else None
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch that gave it, 0 without one."""
+        return self.epochs[-1].best_epoch if self.epochs else 0
+
+    @property
+    def gave_model(self) -> bool:
+        """Whether it counts in the ranking."""
+        return self.f1 is not None and self.outcome != "failed"
+
+    @property
+    def seconds(self) -> float:
+        """Time in which the trial held its resources, over all attempts."""
+        return sum(end - start for start, end in self.attempts)
+
+    @property
+    def saved_seconds(self) -> float:
+        """What the epochs that it was not given would have cost, at the mean of those it had."""
+        if self.outcome not in ("finished", "stopped_early") or not self.epochs:
+            return 0.0
+        mean = sum(epoch.seconds for epoch in self.epochs) / len(self.epochs)
+        return mean * max(0, self.full_epochs - self.epochs[-1].number)
+
+
+@dataclass(frozen=True)
+class SearchHistory:
+    """A search. ``trials``: best first. ``pauses``: [start, end] in which nothing ran, longer than a minute."""
+
+    name: str
+    settings: Settings
+    trials: list[TrialHistory]
+    pauses: list[list[float]]
+    slots: int
+
+    @property
+    def winner(self) -> TrialHistory | None:
+        """The trial with the highest validation F1, None when no trial gave a model."""
+        return self.trials[0] if self.trials and self.trials[0].gave_model else None
+
+    @property
+    def by_start(self) -> list[TrialHistory]:
+        """The trials in the order in which they began."""
+        return sorted(self.trials, key=lambda trial: trial.number)
+
+    @property
+    def first_error(self) -> str | None:
+        """The error of the first trial that has one."""
+        return next((trial.error for trial in self.by_start if trial.error), None)
+
+    def elapsed(self, time: float) -> float:
+        """Seconds of the search that had passed at ``time`` (unix seconds), pauses left out."""
+        begin = min((trial.attempts[0][0] for trial in self.trials), default=time)
+        return time - begin - sum(max(0.0, min(time, end) - start) for start, end in self.pauses)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first trial's start to the last one's end, pauses left out."""
+        return self.elapsed(max((trial.attempts[-1][1] for trial in self.trials), default=0.0)) if self.trials else 0.0
+
+    @property
+    def resource(self) -> tuple[str, float]:
+        """What a trial's cost is counted in, and how many of it a trial holds: GPUs, or CPUs where it has none."""
+        search = self.settings.search
+        return ("GPU", search.gpus_per_trial) if search.gpus_per_trial else ("CPU", search.cpus_per_trial)
+
+    def counts(self) -> dict[str, int]:
+        """Trials by outcome, those that occur."""
+        outcomes: list[str] = [trial.outcome for trial in self.trials]
+        return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(sorted(outcomes, key=_order))}
+
+
+def read_search(folder: str, name: str) -> SearchHistory:
+    """The search whose journal and settings lie in ``folder`` (path or URL). Raises ConfigError if there is none."""
+    try:
+        with fsspec.open(f"{folder}/journal.jsonl", "r", encoding="utf-8") as file:
+            lines = file.read().split("\n")[:-1]  # without the one that is being written
+        with fsspec.open(f"{folder}/settings.json", "r", encoding="utf-8") as file:
+            settings = Settings.model_validate(json.load(file))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no search in {folder}: {error}") from None
+    return history([json.loads(line) for line in lines], settings, name)
+
+
+def history(events: Iterable[Mapping[str, Any]], settings: Settings, name: str) -> SearchHistory:
+    """The search that wrote ``events``, oldest first; kinds of events that mean nothing here are passed over."""
+    trials: dict[str, TrialHistory] = {}
+    for event in events:
+        trial_id, time = event.get("trial"), float(event.get("time", 0.0))
+        if event.get("event") == "started":
+            trial = trials.setdefault(event["trial"], TrialHistory(event["trial"], len(trials) + 1, {}))
+            trial.parameters, trial.outcome, trial.error = dict(event["parameters"]), "running", None
+            trial.attempts.append([time, time])
+        elif trial_id in trials and event.get("event") in ("epoch", "ended"):
+            _apply(trials[trial_id], event, time)
+    for trial in trials.values():
+        trial.full_epochs = settings.with_parameters(trial.parameters).training.epochs
+    pauses = _pauses([attempt for trial in trials.values() for attempt in trial.attempts])
+    ranked = sorted(trials.values(), key=lambda trial: (_USABLE[trial.outcome], -(trial.f1 or -1.0), trial.number))
+    return SearchHistory(name, settings, ranked, pauses, _place(trials.values()))
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Parameters by the last part of their name, where that tells them apart."""
+    full = sorted(names)
+    last = [name.rpartition(".")[2] for name in full]
+    return {name: short if last.count(short) == 1 else name for name, short in zip(full, last, strict=True)}
+
+
+def short(value: Any, digits: int = 3) -> str:
+    """A parameter's value for people."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def _apply(trial: TrialHistory, event: Mapping[str, Any], time: float) -> None:
+    trial.attempts[-1][1] = time
+    if event["event"] == "ended":
+        trial.outcome, trial.error = event["outcome"], event.get("error")
+        return
+    metrics = event["metrics"]
+    # An attempt that begins anew reports its first epochs again.
+    trial.epochs = [epoch for epoch in trial.epochs if epoch.number < metrics["epoch"]]
+    trial.epochs.append(
+        Epoch(
+            metrics["epoch"],
+            time,
+            float(metrics["validation_f1"]),
+            float(metrics["best_validation_f1"]),
+            metrics["best_epoch"],
+            float(metrics.get("seconds", 0.0)),
+        )
+    )
+
+
+def _pauses(attempts: Iterable[list[float]]) -> list[list[float]]:
+    pauses, busy_until = [], math.inf
+    for start, end in sorted(attempts):
+        if start - busy_until > _PAUSE_SECONDS:
+            pauses.append([busy_until, start])
+        busy_until = end if busy_until == math.inf else max(busy_until, end)
+    return pauses
+
+
+def _place(trials: Iterable[TrialHistory]) -> int:
+    """Gives each attempt the lowest slot that is free when it starts; returns the number of slots."""
+    free_from: list[float] = []
+    attempts = [(start, end, trial) for trial in trials for start, end in trial.attempts]
+    for start, end, trial in sorted(attempts, key=lambda attempt: attempt[:2]):
+        slot = next((place for place, time in enumerate(free_from) if time <= start), len(free_from))
+        free_from[slot : slot + 1] = [end]
+        trial.slots.append(slot)
+    return len(free_from)
+
+
+def _order(outcome: str) -> int:
+    return ["finished", "stopped_early", "failed", "killed", "running"].index(outcome)

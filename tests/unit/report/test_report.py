@@ -1,0 +1,215 @@
+"""The report of a search: every picture of a realistic one, and something to read whatever a search left."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from configs.loading import ConfigError, load_settings
+from ray_jobs.figures import PICTURES, NothingToDraw
+from ray_jobs.history import read_search
+from ray_jobs.report import BEST, NOTE, description, leave, main, publish, write
+from serve_app import mlflow_client as names
+from tests.unit.report.journals import epoch, realistic, write_search
+
+PARAMETERS = {
+    "training.learning_rate": 1e-4,
+    "model.dropout": 0.1,
+    "training.batch_size": 16,
+    "training.schedule": "linear",
+}
+
+
+def trial(
+    name: str, f1s: list[float], start: float = 0.0, outcome: str = "finished", error: str | None = None, **given: Any
+) -> list[dict[str, Any]]:
+    """Events of one trial whose epochs took 10 seconds each."""
+    parameters = given.get("parameters", PARAMETERS)
+    events: list[dict[str, Any]] = [{"time": start, "event": "started", "trial": name, "parameters": parameters}]
+    best = (-1.0, 0)
+    for number, f1 in enumerate(f1s, start=1):
+        best = best if best[0] >= f1 else (f1, number)
+        events.append(epoch(start + 10 * number, name, number, f1, best, 10.0))
+    end = start + 10 * len(f1s) + 1
+    return [*events, {"time": end, "event": "ended", "trial": name, "outcome": outcome, "error": error}]
+
+
+def drawn(folder: Path) -> tuple[str, list[str]]:
+    """The written page, and what stands where a picture could not be drawn."""
+    write(str(folder), folder.name)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return text, re.findall(r'<p class="none">([^<]*)</p>', text)
+
+
+def test_realistic_search_has_every_picture_and_needs_no_network(tmp_path: Path) -> None:
+    text, missing = drawn(write_search(tmp_path / "imdb", realistic()))
+    assert missing == []
+    assert text.count('class="plotly-graph-div"') == len(PICTURES) == 6
+    assert text.count("<tr") == 25
+    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=", text)
+    assert text.count("plotly.js v") == 1
+    assert "2 failed" in text
+    assert "1 killed" in text
+
+
+DEGENERATE: dict[str, tuple[list[dict[str, Any]], int]] = {
+    "no trial": ([], 6),
+    "one trial": (trial("a", [0.7, 0.8]), 1),
+    "one trial without an epoch": (trial("a", [], outcome="killed"), 4),
+    "all failed": (trial("a", [], outcome="failed", error="<b>boom</b>") + trial("b", [], 5.0, "failed", "x"), 4),
+    "failed after an epoch": (trial("a", [0.5], outcome="failed", error="boom"), 2),
+    "constant F1": ([event for n in range(6) for event in trial(f"t{n}", [0.5], 20.0 * n)], 1),
+    "NaN": (trial("a", [math.nan]) + trial("b", [0.6], 20.0), 1),
+    "only NaN": (trial("a", [math.nan]), 3),
+    "still running": (trial("a", [0.7, 0.8])[:-1], 1),
+    "unknown events": ([{"event": "resumed"}, {"time": 1.0, "event": "budget", "trial": "z"}, *trial("a", [0.7])], 1),
+    "parameters of elsewhere": (trial("a", [0.7], parameters={"training.weight_decay": 0.1}), 2),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_report_of_a_search_that_went_wrong(case: str, tmp_path: Path) -> None:
+    events, missing = DEGENERATE[case]
+    text, reasons = drawn(write_search(tmp_path / "odd", events))
+    assert len(reasons) == missing
+    assert "could not be drawn" not in " ".join(reasons)
+    assert "<b>boom</b>" not in text
+
+
+def test_search_without_a_space(tmp_path: Path) -> None:
+    folder = write_search(tmp_path / "plain", trial("a", [0.7, 0.8], parameters={}), space={})
+    _, reasons = drawn(folder)
+    assert reasons == ["Nothing was searched: search.space is empty."] * 2
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import optuna
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(optuna.visualization, "plot_parallel_coordinate", broken)
+    _, reasons = drawn(write_search(tmp_path / "imdb", realistic()))
+    assert reasons == ["This picture could not be drawn."]
+    assert "picture 'Parameters and F1' could not be drawn: RuntimeError: no" in capsys.readouterr().err
+
+
+def test_history_keeps_attempts_slots_and_what_stopping_saved(tmp_path: Path) -> None:
+    first = trial("a", [0.5, 0.6], 0.0, "killed")
+    again = trial("a", [0.5, 0.6, 0.7, 0.8, 0.8, 0.8], 1000.0)
+    other = trial("b", [0.4], 1005.0, "stopped_early")
+    search = read_search(str(write_search(tmp_path / "s", [*first, *again, *other])), "s")
+    winner, stopped = search.trials
+    assert search.winner is winner
+    assert [entry.number for entry in winner.epochs] == [1, 2, 3, 4, 5, 6]
+    assert winner.attempts == [[0.0, 21.0], [1000.0, 1061.0]]
+    assert (winner.slots, stopped.slots, search.slots) == ([0, 0], [1], 2)
+    assert search.pauses == [[21.0, 1000.0]]
+    assert search.seconds == 21 + 61
+    assert (winner.saved_seconds, stopped.saved_seconds) == (0.0, 50.0)
+
+
+def test_pictures_say_what_they_miss(tmp_path: Path) -> None:
+    search = read_search(str(write_search(tmp_path / "s", [])), "s")
+    for _, _, draw in PICTURES:
+        with pytest.raises(NothingToDraw):
+            draw(search)
+
+
+class FakeClient:
+    """The parts of MlflowClient that a report uses."""
+
+    def __init__(self, **tags: str) -> None:
+        self.tags: dict[str, dict[str, str]] = {"parent": tags}
+        self.texts: dict[tuple[str, str], str] = {}
+
+    def get_run(self, run_id: str) -> Any:
+        return SimpleNamespace(
+            info=SimpleNamespace(experiment_id="7"), data=SimpleNamespace(tags=dict(self.tags[run_id]))
+        )
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        self.tags.setdefault(run_id, {})[key] = value
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        self.texts[run_id, name] = text
+
+
+def test_parent_run_tells_a_stranger_who_won(tmp_path: Path) -> None:
+    folder = write_search(tmp_path / "s", trial("a", [0.7, 0.8123]) + trial("b", [0.4], 1.0, "stopped_early"))
+    search = write(str(folder), "s", {"a": "run-a", "b": "run-b"})
+    client = FakeClient(**{names.TEST_DIGEST: "f" * 64})
+    publish(client, "parent", str(folder), search)  # type: ignore[arg-type]
+    note = client.tags["parent"][NOTE]
+    assert note.startswith("**Winner: run [run-a](#/experiments/7/runs/run-a), validation F1 0.8123**")
+    for part in (
+        "| `training.learning_rate` | 0.0001 |",
+        "2 (1 finished, 1 stopped early)",
+        "`python -m gate check --run-id run-a`",
+        "`python -m ray_jobs.search --from-run parent`",
+        f"`{folder}/report.html`",
+        "settings.json",
+        "ffffffffffff",
+    ):
+        assert part in note, part
+    assert client.tags["run-a"][BEST] == "true"
+    assert "run-b" not in client.tags
+    assert client.texts["parent", "report.html"] == (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_search_that_went_on_has_one_winner(tmp_path: Path) -> None:
+    folder = write_search(tmp_path / "s", trial("a", [0.7]) + trial("b", [0.9], 1.0))
+    client = FakeClient(**{names.BEST_RUN: "run-a"})
+    search = write(str(folder), "s", {"a": "run-a", "b": "run-b"})
+    publish(client, "parent", str(folder), search)  # type: ignore[arg-type]
+    assert (client.tags["run-a"][BEST], client.tags["run-b"][BEST]) == ("false", "true")
+
+
+def test_description_without_a_winner_has_the_first_error(tmp_path: Path) -> None:
+    folder = write_search(tmp_path / "s", trial("a", [], outcome="failed", error="OutOfMemoryError: 3 GB"))
+    text = description(read_search(str(folder), "s"), "parent", "7", {}, "r")
+    assert text.startswith("**No winner**: none of the 1 trials gave a model.")
+    assert "    OutOfMemoryError: 3 GB" in text
+    assert "gate" not in text
+
+
+def _tracker(folder: Path, client: Any) -> Any:
+    journal = SimpleNamespace(location=f"{folder}/journal.jsonl")
+    return SimpleNamespace(journal=journal, trials={}, client=client, parent_run_id="parent")
+
+
+def test_a_report_that_fails_never_fails_the_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leave(_tracker(tmp_path / "nowhere", FakeClient()), "s")
+    assert "the report could not be made: ConfigError: there is no search in" in capsys.readouterr().err
+
+
+def test_mlflow_out_of_reach_is_the_searchs_business(tmp_path: Path) -> None:
+    class Gone(FakeClient):
+        def get_run(self, run_id: str) -> Any:
+            raise names.TrackingUnavailable("gone")
+
+    folder = write_search(tmp_path / "s", trial("a", [0.7]))
+    with pytest.raises(names.TrackingUnavailable):
+        leave(_tracker(folder, Gone()), "s")
+    assert (folder / "report.html").is_file()
+
+
+def test_the_command_draws_it_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = tmp_path / "searches"
+    folder = write_search(storage / "s", trial("a", [0.7]))
+    home = [f"--set=home={tmp_path}"]
+    assert main(["--search", "s", *home]) == 0
+    assert capsys.readouterr().out.strip() == f"{folder}/report.html"
+    assert main(["--search", f"{folder}/journal.jsonl", *home]) == 0
+    assert main(["--search", "other", *home]) == 2
+    assert "there is no search in" in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        read_search(str(tmp_path), "x")
+    assert load_settings(None, [f"home={tmp_path}"]).search.storage == str(storage)
