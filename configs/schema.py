@@ -262,6 +262,19 @@ class Choice(Section):
 Dimension = Annotated[LogUniform | Uniform | Int | Choice, Field(discriminator="type")]
 
 
+# The options of every sampler and scheduler, with their defaults; None leaves the choice to Optuna.
+_SAMPLERS: dict[str, dict[str, Any]] = {
+    "tpe": {"startup_trials": 4, "candidates": 24},
+    "random": {},
+    "cmaes": {"startup_trials": 1, "population": None},
+    "gp": {"startup_trials": 4},
+}
+_SCHEDULERS: dict[str, dict[str, Any]] = {
+    "asha": {"grace_epochs": 1, "reduction_factor": 3},
+    "median": {"grace_epochs": 1, "minimum_trials": 3},
+    "none": {},
+}
+
 _FIXED_IN_A_SEARCH = (
     "model.family",
     "model.checkpoint",
@@ -286,10 +299,37 @@ class SearchConfig(Section):
     cpus_per_trial: float = Field(1.0, gt=0.0, le=4096, description="CPU cores of a trial, over all its workers.")
     gpus_per_trial: float = Field(0.0, ge=0.0, le=1024, description="GPUs of a trial; a fraction shares one GPU.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the sampler.")
-    startup_trials: int = Field(4, ge=1, description="Trials drawn at random before TPE models the results, count.")
-    scheduler: Literal["asha", "none"] = Field("asha", description="asha stops weak trials early; none never stops.")
-    grace_epochs: int = Field(1, ge=1, description="Epochs that every trial gets before ASHA may stop it, count.")
-    reduction_factor: int = Field(3, ge=2, le=16, description="ASHA keeps about one in this many trials per rung.")
+    sampler: Literal["tpe", "random", "cmaes", "gp"] = Field(
+        "tpe",
+        description="Who proposes parameters: tpe, random, cmaes (numbers only), or gp (a Gaussian process, for which "
+        "the driver loads torch).",
+    )
+    startup_trials: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Trials drawn at random before the sampler models the results, count; default: 4, cmaes 1.",
+    )
+    candidates: int | None = Field(
+        None, ge=1, le=100_000, description="Points that tpe weighs for every trial, count; default: 24."
+    )
+    population: int | None = Field(
+        None, ge=2, le=10_000, description="Trials in a generation of cmaes, count; default: 4 + 3 ln(dimensions)."
+    )
+    scheduler: Literal["asha", "median", "none"] = Field(
+        "asha",
+        description="Who stops weak trials early: asha (successive halving), median (below the median of the others' "
+        "running means), or none.",
+    )
+    grace_epochs: int | None = Field(
+        None, ge=1, le=1000, description="Epochs that asha and median give every trial, count; default: 1."
+    )
+    reduction_factor: int | None = Field(
+        None, ge=2, le=16, description="asha keeps about one in this many trials per rung; default: 3."
+    )
+    minimum_trials: int | None = Field(
+        None, ge=1, le=10_000, description="Trials that must have come as far before median stops one; default: 3."
+    )
     max_failures: int = Field(1, ge=0, le=100, description="Times a failed trial is started again, count.")
     storage: str | None = Field(
         None, description="Absolute path or URL for checkpoints and journals; default: <home>/searches."
@@ -314,6 +354,39 @@ class SearchConfig(Section):
         if gpus > 1 and int(gpus) % workers:
             raise ValueError(f"search.gpus_per_trial {gpus:g} cannot be shared evenly by workers_per_trial {workers}")
         return self
+
+    @model_validator(mode="after")
+    def _options_belong(self) -> SearchConfig:
+        for kind, choices in (("sampler", _SAMPLERS), ("scheduler", _SCHEDULERS)):
+            chosen = getattr(self, kind)
+            for option in {option for options in choices.values() for option in options} - set(choices[chosen]):
+                if getattr(self, option) is not None:
+                    owners = [name for name, options in choices.items() if option in options]
+                    raise ValueError(
+                        f"search.{option} is for {kind} {' or '.join(owners)}, found {kind} '{chosen}': remove it or "
+                        f"set search.{kind}={owners[0]}"
+                    )
+        numbers = [d for d in self.space.values() if not isinstance(d, Choice) and d.low < d.high]
+        choices_of = [key for key, dimension in self.space.items() if isinstance(dimension, Choice)]
+        if self.sampler == "cmaes" and self.space and (choices_of or len(numbers) < 2):
+            found = f"choice {', '.join(choices_of)}" if choices_of else f"{len(numbers)} of them"
+            raise ValueError(
+                f"search.sampler cmaes searches two or more dimensions of numbers, found {found}: use sampler tpe or gp"
+            )
+        return self
+
+    @property
+    def sampler_options(self) -> dict[str, Any]:
+        """The chosen sampler's options, as set or their defaults."""
+        return self._set_over(_SAMPLERS[self.sampler])
+
+    @property
+    def scheduler_options(self) -> dict[str, Any]:
+        """The chosen scheduler's options, as set or their defaults."""
+        return self._set_over(_SCHEDULERS[self.scheduler])
+
+    def _set_over(self, defaults: dict[str, Any]) -> dict[str, Any]:
+        return {key: value if getattr(self, key) is None else getattr(self, key) for key, value in defaults.items()}
 
     @property
     def workers(self) -> int:
@@ -419,10 +492,10 @@ class Settings(Section):
                 f"training.batch_size {self.training.batch_size} is below the {self.search.workers} "
                 "workers of a trial: each needs at least one text per step"
             )
-        if self.search.scheduler == "asha" and self.search.grace_epochs > self.training.epochs:
+        if self.search.grace_epochs is not None and self.search.grace_epochs > self.training.epochs:
             raise ValueError(
                 f"search.grace_epochs {self.search.grace_epochs} is above training.epochs "
-                f"{self.training.epochs}: ASHA would never stop a trial; lower it or use scheduler none"
+                f"{self.training.epochs}: no trial would ever be stopped; lower it or use scheduler none"
             )
         self._check_warmup()
         for key, dimension in self.search.space.items():

@@ -42,7 +42,10 @@ FLUSH_SECONDS = 60.0
 _SETTINGS_FILE = "settings.json"
 # What a search that goes on must share with its beginning.
 _FIXED_SECTIONS = ("data", "model", "training")
-_FIXED_SEARCH = ("space", "seed", "scheduler", "grace_epochs", "reduction_factor", "trials")
+_FIXED_SEARCH = (
+    "space seed trials sampler startup_trials candidates population scheduler grace_epochs reduction_factor "
+    "minimum_trials"
+).split()
 
 
 @dataclass(frozen=True)

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import Choice, Int, LogUniform, Settings
+from configs.schema import Choice, Int, LogUniform, SearchConfig, Settings
 from ray_jobs.progress import TrackingCallback, reporter
 from ray_jobs.trial import OBJECTIVE
 
 if TYPE_CHECKING:
     import optuna
     from ray import tune
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search.optuna import OptunaSearch
 
 
 def new_tuner(
     settings: Settings, trainable: Any, callback: TrackingCallback, storage: str, concurrent: int
 ) -> tune.Tuner:
-    """Tune with seeded, multivariate TPE and ASHA by epoch."""
-    import optuna
+    """Tune with the search's sampler and scheduler."""
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.optuna import OptunaSearch
 
     search = settings.search
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(
-        seed=search.seed, multivariate=True, constant_liar=concurrent > 1, n_startup_trials=search.startup_trials
-    )
-    space = {key: distribution(dimension) for key, dimension in search.space.items()}
-    scheduler = None
-    if search.scheduler == "asha":
-        scheduler = ASHAScheduler(
-            time_attr="epoch",
-            metric=OBJECTIVE,
-            mode="max",
-            max_t=settings.training.epochs,
-            grace_period=search.grace_epochs,
-            reduction_factor=search.reduction_factor,
-        )
     return tune.Tuner(
         trainable,
         param_space={},
         tune_config=tune.TuneConfig(  # the metric is given to the sampler, the scheduler and the reporter
-            search_alg=OptunaSearch(space, metric=OBJECTIVE, mode="max", sampler=sampler) if space else None,
-            scheduler=scheduler,
+            search_alg=new_searcher(search) if search.space else None,
+            scheduler=new_scheduler(search, settings.training.epochs),
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
             reuse_actors=False,
@@ -58,6 +43,57 @@ def new_tuner(
             verbose=1 if sys.stderr.isatty() else 0,
         ),
     )
+
+
+def new_searcher(search: SearchConfig) -> OptunaSearch:
+    """Tune's link to an Optuna study of the search's space, with its sampler."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = {key: distribution(dimension) for key, dimension in search.space.items()}
+    return OptunaSearch(space, metric=OBJECTIVE, mode="max", sampler=new_sampler(search))
+
+
+def new_sampler(search: SearchConfig) -> optuna.samplers.BaseSampler:
+    """The sampler by its name, seeded: with one trial at a time the same search proposes the same parameters."""
+    from optuna import samplers
+
+    options = search.sampler_options
+    if search.sampler == "random":
+        return samplers.RandomSampler(seed=search.seed)
+    if search.sampler == "cmaes":
+        return samplers.CmaEsSampler(
+            seed=search.seed, n_startup_trials=options["startup_trials"], popsize=options["population"]
+        )
+    if search.sampler == "gp":
+        return samplers.GPSampler(seed=search.seed, n_startup_trials=options["startup_trials"])
+    return samplers.TPESampler(
+        seed=search.seed,
+        multivariate=True,
+        constant_liar=True,  # running trials count as bad ones, so that those beside each other differ
+        n_startup_trials=options["startup_trials"],
+        n_ei_candidates=options["candidates"],
+    )
+
+
+def new_scheduler(search: SearchConfig, epochs: int) -> TrialScheduler | None:
+    """The scheduler by its name, counting in epochs; None runs every trial to its end."""
+    from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+
+    options = search.scheduler_options
+    if search.scheduler == "none":
+        return None
+    shared = {"time_attr": "epoch", "metric": OBJECTIVE, "mode": "max", "grace_period": options["grace_epochs"]}
+    if search.scheduler == "median":
+        # While there are too few trials to compare with, the rule would pause one to let others come as far, and our
+        # trials cannot be paused: Tune holds no checkpoint of them. After a time slice without end it never does.
+        return MedianStoppingRule(
+            **shared,
+            min_samples_required=options["minimum_trials"],
+            min_time_slice=math.inf,  # type: ignore[arg-type]
+        )
+    return ASHAScheduler(**shared, max_t=epochs, reduction_factor=options["reduction_factor"])
 
 
 def distribution(dimension: Any) -> optuna.distributions.BaseDistribution:

@@ -144,6 +144,37 @@ def _space(key: str, **dimension: Any) -> dict[str, Any]:
         pytest.param(
             {"training": {"epochs": 2}, "search": {"grace_epochs": 3}}, ["grace_epochs", "epochs"], id="grace too long"
         ),
+        pytest.param(
+            {"search": {"sampler": "random", "startup_trials": 3}},
+            ["search.startup_trials is for sampler tpe or cmaes or gp", "'random'", "remove it", "search.sampler=tpe"],
+            id="an option of another sampler",
+        ),
+        pytest.param({"search": {"population": 8}}, ["search.population", "cmaes"], id="an option of cmaes"),
+        pytest.param(
+            {"search": {"scheduler": "none", "grace_epochs": 1}},
+            ["search.grace_epochs is for scheduler asha or median", "'none'"],
+            id="an option of another scheduler",
+        ),
+        pytest.param(
+            {
+                "search": {
+                    "sampler": "cmaes",
+                    "space": {"training.batch_size": {"type": "choice", "values": [16, 32]}},
+                }
+            },
+            ["search.sampler cmaes", "training.batch_size", "tpe or gp"],
+            id="a choice for cmaes",
+        ),
+        pytest.param(
+            {
+                "search": {
+                    "sampler": "cmaes",
+                    "space": {"training.learning_rate": {"type": "loguniform", "low": 1e-5, "high": 1e-3}},
+                }
+            },
+            ["search.sampler cmaes", "two or more", "1 of them"],
+            id="one dimension for cmaes",
+        ),
         pytest.param({"search": {"gpus_per_trial": 1.5}}, ["gpus_per_trial", "whole"], id="one and a half GPUs"),
         pytest.param(
             {"search": {"gpus_per_trial": 3, "workers_per_trial": 2}},
