@@ -27,6 +27,13 @@ class GeneratorConfig(Section):
     texts: int = Field(4000, ge=20, le=10_000_000, description="Texts generated for training and validation, count.")
     test_texts: int = Field(1000, ge=10, le=10_000_000, description="Texts generated for the test split, count.")
     label_noise: float = Field(0.03, ge=0.0, le=0.4, description="Share of texts whose label is flipped, 0 to 0.4.")
+    task: Literal["sentiment", "topic_sentiment"] = Field(
+        "sentiment", description="sentiment: 2 classes; topic_sentiment: 6, from film-negative to product-positive."
+    )
+    imbalance: float = Field(
+        1.0, ge=1.0, le=10_000.0, description="Texts of the first class for each one of the last, with the classes "
+        "between in equal ratios; 1: balanced."
+    )  # fmt: skip
     seed: int = Field(7, ge=0, le=2**31 - 1, description="Seed of the generator; the same seed gives the same texts.")
 
 
@@ -474,6 +481,11 @@ class Settings(Section):
     gate: GateConfig = Field(default_factory=GateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     serving: ServingConfig = Field(default_factory=ServingConfig)
+    baselines: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Models that ray_jobs.baselines compares: a name of each, and the settings (model.*, training.*, "
+        "search.*, data.max_train_texts) in which its search differs from this one.",
+    )
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Settings:

@@ -31,10 +31,19 @@ def _builtin(data: DataConfig) -> RawData:
         ("train", 0, settings.texts),
         ("test", generator.TEST_START, settings.test_texts),
     ):
-        texts, labels = generator.generate(count, settings.seed, label_noise=settings.label_noise, start=start)
+        texts, labels = generator.generate(
+            count,
+            settings.seed,
+            label_noise=settings.label_noise,
+            start=start,
+            task=settings.task,
+            imbalance=settings.imbalance,
+        )
         splits.append(Rows(texts=texts, labels=labels, ids=None, parts=[(f"generated {split} texts", count)]))
     provenance = f"builtin:v{generator.VERSION} seed {settings.seed}, label noise {settings.label_noise:g}"
-    return RawData(splits[0], splits[1], generator.LABEL_NAMES, provenance)
+    if (settings.task, settings.imbalance) != ("sentiment", 1.0):
+        provenance += f", {settings.task}, imbalance {settings.imbalance:g}"
+    return RawData(splits[0], splits[1], generator.class_names(settings.task), provenance)
 
 
 def _files(data: DataConfig) -> RawData:

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from ray_jobs.data.generator import LABEL_NAMES, TEST_START, generate
+from ray_jobs.data.generator import LABEL_NAMES, TEST_START, class_names, generate
 
 
 def test_same_seed_same_texts_and_a_smaller_set_is_a_prefix() -> None:
@@ -84,3 +84,27 @@ def test_the_verdict_comes_after_but() -> None:
                 seen += 1
                 assert label == polarity, text
     assert seen > 50
+
+
+def test_classes_of_topic_and_sentiment_in_equal_ratios() -> None:
+    texts, labels = generate(20_000, seed=7, task="topic_sentiment", imbalance=100.0, label_noise=0.0)
+    names = class_names("topic_sentiment")
+    assert names[0] == "film-negative"
+    assert names[-1] == "product-positive"
+    counts = np.bincount(labels, minlength=len(names))
+    ratios = counts[:-1] / counts[1:]
+    assert ratios == pytest.approx(np.full(5, 100 ** (1 / 5)), rel=0.35)  # the rarest class has about 120 texts
+    films = [text for text, label in zip(texts, labels, strict=True) if names[label].startswith("film")]
+    assert sum("restaurant" in text for text in films) < 0.01 * len(films)
+    for polarity, word in (("negative", "awful"), ("positive", "wonderful")):
+        others = [t for t, label in zip(texts, labels, strict=True) if not names[label].endswith(polarity)]
+        own = [t for t, label in zip(texts, labels, strict=True) if names[label].endswith(polarity)]
+        assert np.mean([word in text for text in own]) > 2 * np.mean([word in text for text in others])
+
+
+def test_noise_never_changes_the_topic() -> None:
+    _, clean = generate(3000, seed=3, label_noise=0.0, task="topic_sentiment")
+    _, noisy = generate(3000, seed=3, label_noise=0.2, task="topic_sentiment")
+    changed = [(a, b) for a, b in zip(clean, noisy, strict=True) if a != b]
+    assert len(changed) == pytest.approx(600, abs=90)
+    assert all(a ^ b == 1 for a, b in changed)
