@@ -159,6 +159,16 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     return {name: short if last.count(short) == 1 else name for name, short in zip(full, last, strict=True)}
 
 
+def duration(seconds: float) -> str:
+    """``seconds`` for people: 43 s, 2 min 5 s, 3 h 12 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def short(value: Any, digits: int = 3) -> str:
     """A parameter's value for people."""
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

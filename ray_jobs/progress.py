@@ -1,26 +1,56 @@
-"""What people see of a search: Tune's live table on a terminal, plain lines in a job's log, a table at the end."""
+"""What people see of a search: one live table on a terminal, plain lines in a job's log, a table at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
-from ray.tune.progress_reporter import CLIReporter
 
 from configs.schema import Settings
-from ray_jobs.trial import OBJECTIVE, PLACEMENT, release_workers
+from ray_jobs.history import duration, short
+from ray_jobs.trial import PLACEMENT, release_workers
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from ray_jobs.tracking import Tracker, TrialRecord
 
-# Tune pickles its callbacks into the state that a resumed search starts from, and trackers hold threads and
-# connections. So a callback travels with the name of its search alone and finds the tracker of this process here.
-_trackers: dict[str, tuple[Tracker, Settings]] = {}
+
+@dataclass
+class Progress:
+    """How far a search is. ``started``: of this command, by the monotonic clock; ``over_before``: trials that ended
+    before it, in a search that goes on."""
+
+    tracker: Tracker
+    settings: Settings
+    started: float = field(default_factory=time.monotonic)
+    over_before: int = 0
+
+    @property
+    def over(self) -> int:
+        """Trials that have ended."""
+        return sum(trial.outcome != "running" for trial in list(self.tracker.trials.values()))
+
+    def line(self) -> str:
+        """Trials over, time, an estimate of what is left at the pace until now, and the best so far."""
+        elapsed, total = time.monotonic() - self.started, self.settings.search.trials
+        here = self.over - self.over_before
+        left = (
+            f", about {duration(elapsed / here * (total - self.over))} left" if here > 0 and self.over < total else ""
+        )
+        scores = [trial.f1 for trial in list(self.tracker.trials.values()) if trial.f1 and trial.outcome != "failed"]
+        best = f", best validation F1 {max(scores):.4f}" if scores else ""
+        return f"{self.over} of {total} trials over after {duration(elapsed)}{left}{best}"
+
+
+# Tune pickles its callbacks into the state that it keeps, and trackers hold threads and connections. So a callback
+# travels with the name of its search alone and finds the tracker of this process here.
+_searches: dict[str, Progress] = {}
 
 
 class TrackingCallback(Callback):
@@ -32,25 +62,28 @@ class TrackingCallback(Callback):
     @classmethod
     @contextlib.contextmanager
     def of(cls, tracker: Tracker, search: str, settings: Settings) -> Iterator[TrackingCallback]:
-        """A callback that is bound to ``tracker`` inside the context."""
-        _trackers[search] = (tracker, settings)
+        """A callback that is bound to ``tracker`` inside the context, where a terminal has the live table."""
+        progress = _searches[search] = Progress(tracker, settings)
+        progress.over_before = progress.over
         try:
-            yield cls(search)
+            with _live_table(progress) if sys.stderr.isatty() else contextlib.nullcontext():
+                yield cls(search)
         finally:
-            del _trackers[search]
+            del _searches[search]
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial was started."""
-        tracker, _ = _trackers[self._search]
+        tracker = _searches[self._search].tracker
         tracker.trial_started(trial.trial_id, trial.config)
-        self._line(trial, ", ".join(f"{key} {_short(value)}" for key, value in trial.config.items()))
+        parameters = ", ".join(f"{key} {short(value)}" for key, value in trial.config.items())
+        self._line(trial, f"begins with {parameters}" if parameters else "begins")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
         """A trial reported an epoch."""
-        tracker, settings = _trackers[self._search]
-        kept = {key: value for key, value in result.items() if key in _EPOCH_FIELDS}
+        tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
+        kept = {key: value for key, value in result.items() if key in _EPOCH_FIELDS or key.startswith("system/")}
         tracker.epoch_reported(trial.trial_id, kept)
         chosen = f"; {kept['precision']}: {kept['precision_reason']}" if kept["epoch"] == 1 else ""
         self._line(
@@ -62,7 +95,7 @@ class TrackingCallback(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended, by itself or because the scheduler stopped it."""
-        tracker, settings = _trackers[self._search]
+        tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
         release_workers((trial.last_result or {}).get(PLACEMENT))
         record = tracker.trials[trial.trial_id]
         parameters = settings.with_parameters(record.parameters).training
@@ -70,32 +103,44 @@ class TrackingCallback(Callback):
         out_of_patience = patience is not None and record.epochs - record.best_epoch >= patience
         stopped = record.epochs < parameters.epochs and not out_of_patience
         tracker.trial_ended(trial.trial_id, "stopped_early" if stopped else "finished")
-        self._line(trial, f"{'stopped early' if stopped else 'finished'}, best validation F1 {record.f1 or 0:.4f}")
+        self._line(trial, f"{'stopped early' if stopped else 'finished'}, best validation F1 {record.f1 or 0:.4f}, "
+                   f"{duration(record.seconds)}", over=True)  # fmt: skip
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed for good."""
-        tracker, _ = _trackers[self._search]
+        tracker = _searches[self._search].tracker
         release_workers((trial.last_result or {}).get(PLACEMENT))
         if trial.trial_id not in tracker.trials:  # it failed before it could start
             tracker.trial_started(trial.trial_id, trial.config)
         message = failure_message(trial)
         tracker.trial_ended(trial.trial_id, "failed", message)
-        self._line(trial, f"failed: {message}")
+        self._line(trial, f"failed: {message}", over=True)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed and is tried again."""
         release_workers((trial.last_result or {}).get(PLACEMENT))
         self._line(trial, f"failed and starts again: {failure_message(trial)}")
 
-    def _line(self, trial: Trial, text: str) -> None:
+    def _line(self, trial: Trial, text: str, *, over: bool = False) -> None:
         if not sys.stderr.isatty():
-            print(f"trial {trial.trial_id}: {text}", file=sys.stderr, flush=True)
+            print(f"trial {trial.trial_id}: {text}", file=sys.stderr)
+            if over:
+                print(_searches[self._search].line(), file=sys.stderr)
+            sys.stderr.flush()
+
+
+def _live_table(progress: Progress) -> contextlib.AbstractContextManager[None]:
+    from ray_jobs.live import LiveTable
+
+    tracker = progress.tracker
+    return LiveTable(lambda: list(tracker.trials.values()), progress.line, progress.settings.training.epochs).shown()
 
 
 _EPOCH_FIELDS = frozenset(
     (
         "epoch step train_loss validation_loss validation_f1 validation_accuracy best_validation_f1 best_epoch "
-        "learning_rate train_texts_per_second train_tokens_per_second seconds model_uri precision precision_reason"
+        "learning_rate train_texts_per_second train_tokens_per_second seconds model_uri precision precision_reason "
+        "processor"
     ).split()
 )
 
@@ -112,19 +157,6 @@ def failure_message(trial: Trial) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line.split(":")[0] or "Exception" in line.split(":")[0]]
     return (named or lines or ["no message"])[-1]
-
-
-def reporter(parameters: Sequence[str]) -> CLIReporter:
-    """Tune's live table with the columns that matter here."""
-    return CLIReporter(
-        metric_columns={"epoch": "epoch", "validation_f1": "F1", OBJECTIVE: "best F1", "train_loss": "loss"},
-        parameter_columns={name: name.rpartition(".")[2] for name in parameters},
-        metric=OBJECTIVE,
-        mode="max",
-        sort_by_metric=True,
-        max_report_frequency=10,
-        max_progress_rows=20,
-    )
 
 
 def summary_table(trials: Sequence[TrialRecord]) -> str:
@@ -151,13 +183,9 @@ def summary_table(trials: Sequence[TrialRecord]) -> str:
                 str(trial.epochs),
                 f"{trial.seconds:.0f}",
                 trial.outcome.replace("_", " "),
-                *(_short(trial.parameters.get(key, "")) for key in parameters),
+                *(short(trial.parameters.get(key, "")) for key in parameters),
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

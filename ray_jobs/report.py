@@ -20,8 +20,8 @@ from configs.loading import ConfigError, load_settings
 from configs.schema import Settings
 from gate.console import run_command
 from ray_jobs.command import say
-from ray_jobs.history import SearchHistory, read_search, short
-from ray_jobs.report_page import amount, counts, data_source, duration, gate_command, page
+from ray_jobs.history import SearchHistory, duration, read_search, short
+from ray_jobs.report_page import amount, counts, data_source, gate_command, page
 from serve_app import mlflow_client as names
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from ray_jobs.command import say
-from ray_jobs.history import SearchHistory, TrialHistory, short, short_names
+from ray_jobs.history import SearchHistory, TrialHistory, duration, short, short_names
 
 _TEMPLATE = Path(__file__).parent / "report_page.html"
 
@@ -38,16 +38,6 @@ def headline(search: SearchHistory) -> str:
         f"Trial {winner.number} has the best validation F1, <b>{winner.f1:.4f}</b>, "
         f"after epoch {winner.best_epoch} of {winner.full_epochs}{given}."
     )
-
-
-def duration(seconds: float) -> str:
-    """``seconds`` for people: 43 s, 2 min 5 s, 3 h 12 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _pictures(search: SearchHistory) -> str:

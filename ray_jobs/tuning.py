@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import Choice, Int, LogUniform, SearchConfig, Settings
-from ray_jobs.progress import TrackingCallback, reporter
+from ray_jobs.progress import TrackingCallback
 from ray_jobs.trial import OBJECTIVE
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ def new_tuner(
             storage_path=storage,
             callbacks=[callback],
             failure_config=tune.FailureConfig(max_failures=search.max_failures),
-            progress_reporter=reporter(list(search.space)),
-            verbose=1 if sys.stderr.isatty() else 0,
+            verbose=0,  # the callback tells
         ),
     )
 
