@@ -21,10 +21,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def job_parser(program: str, description: str) -> argparse.ArgumentParser:
+def job_parser(program: str, description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
     """A parser with ``--config``, ``--set``, ``--json`` and ``--json-file``."""
     parser = argparse.ArgumentParser(prog=program, description=description)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a shipped config's bare name, a path or a URL")
+    parser.add_argument(
+        "--config", required=config_required, metavar="FILE", help="a shipped config's bare name, a path or a URL"
+    )
     parser.add_argument(
         "--set",
         dest="overrides",

@@ -1,6 +1,7 @@
 """The hyperparameter search: parallel trials on Ray, found by Optuna, logged to MLflow.
 
     python -m ray_jobs.search --config FILE [--set key=value ...] [--resume NAME]
+    python -m ray_jobs.search --from-run R [--set key=value ...]
 
 It ends with the best trial by validation F1. It stores the test split for the gate and never looks at it, and it
 never touches the registry.
@@ -27,6 +28,7 @@ from ray_jobs.cluster import concurrent_trials, connected, local_resources, star
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset, prepare
 from ray_jobs.progress import TrackingCallback, summary_table
+from ray_jobs.rerun import EarlierRun, earlier_run
 from ray_jobs.tokens import tokenise
 from ray_jobs.tracking import Journal, Tracker, TrialRecord
 from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, run_trial
@@ -68,8 +70,10 @@ class SearchResult:
         return {name: outcomes.count(name) for name in ("finished", "stopped_early", "failed")}
 
 
-def run_search(settings: Settings, resume: str | None = None) -> SearchResult:
+def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRun | None = None) -> SearchResult:
     """Runs (or, with the name ``resume``, goes on with) a search; connects to Ray where that has not been done.
+
+    ``repeats``: the run whose data these must be.
 
     Raises ConfigError, DataError, ClusterUnavailable, TrackingUnavailable, StorageUnavailable, and AllTrialsFailed when
     no trial gave a model.
@@ -87,6 +91,8 @@ def run_search(settings: Settings, resume: str | None = None) -> SearchResult:
     dataset = prepare(settings.data, say)
     for line in dataset.report.lines():
         say(f"  {line}")
+    if repeats is not None:
+        repeats.check_data(dataset)
     data = tokenise(settings, dataset)
     if starts_locally():
         concurrent_trials(settings.search, [local_resources()])  # before anything is started or written
@@ -264,15 +270,25 @@ def document(result: SearchResult) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = job_parser("python -m ray_jobs.search", (__doc__ or "").split("\n")[0])
-    parser.add_argument("--resume", metavar="NAME", help="go on with the search of this name")
+    parser = job_parser("python -m ray_jobs.search", (__doc__ or "").split("\n")[0], config_required=False)
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", metavar="NAME", help="go on with the search of this name")
+    again.add_argument("--from-run", metavar="R", help="train a trial's run again, or repeat a search by its run")
     args = parser.parse_args(argv)
+    if args.config is None and args.from_run is None:
+        parser.error("--config is needed, unless --from-run names a run to repeat")
 
     def work() -> tuple[dict[str, Any], list[str], int]:
-        result = run_search(load_settings(args.config, args.overrides), args.resume)
+        earlier = earlier_run(args.from_run, args.config, args.overrides) if args.from_run else None
+        settings = earlier.settings if earlier else load_settings(args.config, args.overrides)
+        result = run_search(settings, args.resume, earlier)
         best = result.best
+        found = document(result)
+        if earlier is not None and best.run_id is not None:
+            client = mlflow_client.connect(settings.tracking)
+            found |= {"repeats": earlier.run_id, "same": earlier.compare(client, result.parent_run_id, best.run_id)}
         line = f"best trial: run {best.run_id}, validation F1 {best.f1:.4f}, {json.dumps(best.parameters)}"
-        return document(result), [line], ExitCode.OK
+        return found, [line], ExitCode.OK
 
     return run_command(work, as_json=args.json, json_file=args.json_file)
 

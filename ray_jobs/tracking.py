@@ -208,7 +208,12 @@ class Tracker:
         if event["event"] == "epoch":
             numbers = {k: v for k, v in event["metrics"].items() if isinstance(v, int | float) and k != "epoch"}
             step = event["metrics"]["epoch"]
-            self.client.log_batch(run_id, metrics=[Metric(k, float(v), millis, step) for k, v in numbers.items()])
+            words = {k: v for k, v in event["metrics"].items() if isinstance(v, str) and k != "model_uri" and step == 1}
+            self.client.log_batch(
+                run_id,
+                metrics=[Metric(k, float(v), millis, step) for k, v in numbers.items()],
+                tags=[RunTag(f"trialgate.{k}", v) for k, v in words.items()],
+            )
         elif event["event"] == "started":
             parameters = [Param(key, str(value)) for key, value in event["parameters"].items()]
             self.client.log_batch(run_id, params=parameters)

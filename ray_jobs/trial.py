@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import Settings
+from ray_jobs.machine import Usage, processor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,11 +141,14 @@ def train_worker(config: dict[str, Any]) -> None:
     shared = {
         "precision": trainer.precision,
         "precision_reason": trainer.precision_reason,
+        "processor": processor(device.type),
         PLACEMENT: placement.id.hex() if placement else None,
     }
 
+    usage = Usage(device.type)
+
     def report(epoch: EpochReport) -> None:
-        metrics: dict[str, Any] = epoch.as_dict() | shared
+        metrics: dict[str, Any] = epoch.as_dict() | shared | usage.measure()
         metrics["model_uri"] = f"{folder}/epoch-{epoch.best_epoch}/{MODEL_FOLDER}"
         name = f"epoch-{epoch.epoch}"
         if not epoch.is_best or ray.train.get_context().get_world_rank():

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 
 from configs.schema import Settings
 from gate import promotion
-from ray_jobs.search import SearchResult, run_search
+from ray_jobs.search import SearchResult, main, run_search
 from serve_app import mlflow_client as names
 from serve_app.inference.engine import Engine
 from tests.conftest import RayCluster
@@ -124,6 +124,37 @@ def test_the_search_leaves_a_report(searched: Searched, tmp_path: Path) -> None:
     assert f"Winner: run [{best.run_id}]" in searched.parent.data.tags["mlflow.note.content"]
     marked = [run.info.run_id for run in searched.trials if run.data.tags.get("trialgate.best") == "true"]
     assert marked == [best.run_id]
+
+
+def test_trials_tell_what_they_used_and_on_what(searched: Searched) -> None:
+    for run in searched.trials:
+        for metric in ("system/peak_memory_mb", "system/cpu_seconds", "system/cpu_cores"):
+            history = searched.client.get_metric_history(run.info.run_id, metric)
+            assert [point.step for point in history] == [1, 2]
+            assert all(point.value > 0 for point in history), metric
+        assert "1 threads" in run.data.tags["trialgate.processor"]
+        assert run.data.tags["trialgate.precision"] == "fp32"
+
+
+def test_a_trial_trained_again_gives_the_same_f1_to_the_last_digit(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worst = searched.result.trials[-1]
+    assert worst.run_id is not None
+    assert main(["--from-run", worst.run_id, "--set", f"home={searched.settings.home}", "--json"]) == 0
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert f"the same validation F1 as run {worst.run_id}, to the last digit, in epochs 1 to 2" in output.err
+    assert "will differ" not in output.err
+    assert (found["repeats"], found["same"]) == (worst.run_id, True)
+    assert found["best_validation_f1"] == worst.f1
+    assert found["parameters"] == worst.parameters
+    for metric in ("validation_f1", "validation_loss", "train_loss"):
+        curves = [
+            [(point.step, point.value) for point in searched.client.get_metric_history(run_id, metric)]
+            for run_id in (worst.run_id, found["run_id"])
+        ]
+        assert curves[0] == curves[1], metric
 
 
 def test_the_gate_takes_it_from_here(searched: Searched) -> None:
