@@ -7,6 +7,7 @@ from torch import nn
 from transformers import DistilBertForSequenceClassification
 
 from serve_app.inference.attention import PACKED_ATTENTION, plan_attention
+from serve_app.inference.dropout import with_fast_dropout
 from serve_app.inference.packing import PackedBatch
 
 
@@ -17,11 +18,15 @@ class PackedDistilBert(nn.Module):
         super().__init__()
         self.stock = stock
         self.stock.set_attn_implementation(PACKED_ATTENTION)
+        with_fast_dropout(self.stock)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Logits float [texts, classes], in the order in which the texts were given to ``pack``."""
         encoder, plan = self.stock.distilbert, plan_attention(batch)
         hidden = encoder.embeddings(batch.input_ids, position_ids=batch.position_ids)
+        if torch.is_autocast_enabled(hidden.device.type):
+            # Else the residual stream would stay in fp32, and every linear layer would copy its input.
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         # Straight to the layers: the encoder's own forward only adds the padding mask, which packing has no use for.
         hidden = encoder.transformer(hidden_states=hidden, attention_mask=None, plan=plan).last_hidden_state
         first_tokens = hidden[0].index_select(0, batch.cu_seqlens[:-1])
