@@ -1,0 +1,231 @@
+"""Texts per second of our trainer and of the Hugging Face Trainer: same model, data, epochs, batch and learning rate.
+
+    python -m tests.benchmarks.train_throughput                                       # built-in texts, random weights
+    python -m tests.benchmarks.train_throughput --train a.parquet b.parquet --checkpoint DIR      # columns text, label
+
+The contenders take turns in one process, so that whatever else the machine does meets all of them alike:
+
+- ours: ``ray_jobs.training.Trainer`` with its defaults; batches in random order, packed, never padded.
+- defaults: ``transformers.Trainer`` as it comes (fp32, random order, every batch padded to its longest text).
+- best: the same with bf16, batches grouped by length, and the fused optimizer.
+
+All three take 32 texts per step, no warm-up and a linear decay to 0. What the Hugging Face Trainer would spend on
+checkpoints and progress bars is switched off. Time is that of training alone, without start-up and validation. The
+processor time is that of the whole process, so it hardly depends on what else runs on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import torch
+import transformers
+from transformers import DataCollatorWithPadding, DistilBertForSequenceClassification, PreTrainedTokenizerFast
+
+from configs.schema import TrainingConfig
+from ray_jobs.data.generator import generate
+from ray_jobs.training import LabelledTokens, Trainer
+from serve_app.inference.distilbert import PackedDistilBert
+from serve_app.inference.families import new_distilbert, pretrained_distilbert
+from serve_app.inference.metrics import F1Definition, confusion_matrix, f1_from_confusion
+from serve_app.inference.tokenizing import learn_wordpiece, load_tokenizer, tokenize
+
+NAMES = ("negative", "positive")
+POSITIVE = F1Definition("binary", "positive")
+BEST = {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set with the weights that every contender begins with."""
+
+    name: str
+    train: LabelledTokens
+    validation: LabelledTokens
+    tokenizer: PreTrainedTokenizerFast
+    model: PackedDistilBert
+
+
+@dataclass(frozen=True)
+class Result:
+    """One training run of one contender."""
+
+    seconds: float
+    processor_seconds: float
+    f1: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    options = _options(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
+    contenders: dict[str, Callable[[Task], Result]] = {
+        "ours": lambda task: train_ours(task, options),
+        "defaults": lambda task: train_hugging_face(task, options, {}),
+        "best": lambda task: train_hugging_face(task, options, BEST),
+    }
+    if options.without_defaults:
+        del contenders["defaults"]
+    found: dict[str, dict[str, list[Result]]] = {}
+    for task in tasks(options):
+        results: dict[str, list[Result]] = {name: [] for name in contenders}
+        for turn in range(options.rounds):
+            order = list(contenders) if turn % 2 == 0 else list(reversed(contenders))
+            for name in order:
+                results[name].append(contenders[name](task))
+                print(f"  {task.name}, {name}: {results[name][-1]}", file=sys.stderr)
+        found[task.name] = results
+        report(task, results, options.epochs)
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, default=asdict, indent=1), encoding="utf-8")
+    return 0
+
+
+def tasks(options: argparse.Namespace) -> list[Task]:
+    """The data sets: the given files, or short and long built-in texts."""
+    split = (options.texts, options.validation_texts)
+    if options.train:
+        return [_task(Path(path).stem, *_read(path, sum(split)), options) for path in options.train]
+    texts, labels = generate(sum(split), 1)
+    pieces, of_piece = generate(40 * sum(split), 2, label_noise=0.0)
+    sides = [iter([text for text, label in zip(pieces, of_piece, strict=True) if label == side]) for side in (0, 1)]
+    long = [" ".join(next(sides[label]) for _ in range(12)) for label in labels]
+    return [_task("short", texts, labels, options), _task("long", long, labels, options)]
+
+
+def train_ours(task: Task, options: argparse.Namespace) -> Result:
+    """Our trainer, measured in its epochs' own reports."""
+    config = TrainingConfig(
+        epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate, weight_decay=0.0,
+        warmup_ratio=0.0, max_batch_tokens=options.max_batch_tokens,
+    )  # fmt: skip
+    trainer = Trainer(
+        copy.deepcopy(task.model), task.train, task.validation, config, label_names=NAMES, f1=POSITIVE
+    )  # fmt: skip
+    seconds, began = 0.0, time.process_time()
+    reports = trainer.run()
+    busy = time.process_time() - began
+    seconds = sum(len(task.train) / report.train_texts_per_second for report in reports)
+    # Validation is in the processor time of the whole run: taken out by its share of the wall time.
+    return Result(seconds, busy * seconds / sum(report.seconds for report in reports), reports[-1].validation_f1)
+
+
+def train_hugging_face(task: Task, options: argparse.Namespace, settings: dict[str, Any]) -> Result:
+    """The Hugging Face Trainer with ``settings`` over its defaults."""
+    config = copy.deepcopy(task.model.stock.config)
+    model = DistilBertForSequenceClassification(config)
+    model.set_attn_implementation("sdpa")
+    model.load_state_dict(task.model.stock.state_dict())
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = transformers.Trainer(
+            model,
+            transformers.TrainingArguments(
+                folder, num_train_epochs=options.epochs, per_device_train_batch_size=options.batch_size,
+                learning_rate=options.learning_rate, use_cpu=not torch.cuda.is_available(), save_strategy="no",
+                report_to="none", disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), **settings,
+            ),
+            train_dataset=_rows(task.train),
+            data_collator=DataCollatorWithPadding(task.tokenizer),
+            processing_class=task.tokenizer,
+        )  # fmt: skip
+        trainer.remove_callback(transformers.PrinterCallback)
+        began, busy = time.perf_counter(), time.process_time()
+        trainer.train()
+        seconds, busy = time.perf_counter() - began, time.process_time() - busy
+        answers = np.argmax(trainer.predict(_rows(task.validation)).predictions, axis=-1)
+    f1 = f1_from_confusion(confusion_matrix(task.validation.labels, answers, len(NAMES)), POSITIVE, NAMES)
+    return Result(seconds, busy, f1)
+
+
+def report(task: Task, results: dict[str, list[Result]], epochs: int) -> None:
+    """Prints the table of one task: medians over the rounds, ratios within each round."""
+    texts, lengths = len(task.train), task.train.tokens.lengths
+    print(f"\n{task.name}: {texts} texts, {lengths.mean():.0f} tokens on average, {epochs} epochs")
+    print("| | texts/s | texts per processor second | ours is faster by | (processor) | validation F1 |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, runs in results.items():
+        pairs = list(zip(runs, results["ours"], strict=True))
+        print(
+            f"| {name} "
+            f"| {statistics.median(texts * epochs / run.seconds for run in runs):.1f} "
+            f"| {statistics.median(texts * epochs / run.processor_seconds for run in runs):.1f} "
+            f"| {statistics.median(run.seconds / our.seconds for run, our in pairs):.2f}x "
+            f"| {statistics.median(run.processor_seconds / our.processor_seconds for run, our in pairs):.2f}x "
+            f"| {' '.join(f'{run.f1:.3f}' for run in runs)} |"
+        )
+    sys.stdout.flush()
+
+
+def _task(name: str, texts: Sequence[str], labels: Sequence[int], options: argparse.Namespace) -> Task:
+    longest = options.max_length
+    torch.manual_seed(options.seed)
+    if options.checkpoint:
+        tokenizer = load_tokenizer(options.checkpoint)
+        model = pretrained_distilbert(options.checkpoint, revision="main", labels=NAMES)
+    else:
+        tokenizer = learn_wordpiece(texts, 30_522, longest)
+        model = new_distilbert(
+            layers=6, width=384, heads=12, feed_forward_width=1536, vocabulary_size=30_522, max_length=longest,
+            labels=NAMES,
+        )  # fmt: skip
+    tokens, classes = tokenize(tokenizer, texts, longest).tokens, np.array(labels)
+    splits = [
+        LabelledTokens(tokens.select(places), classes[places])
+        for places in np.split(np.arange(len(texts)), [options.texts])
+    ]
+    return Task(name, splits[0], splits[1], tokenizer, model)
+
+
+def _read(path: str, count: int) -> tuple[list[str], list[int]]:
+    table = pyarrow.parquet.read_table(path, columns=["text", "label"])
+    taken = table.take(np.random.default_rng(0).permutation(len(table))[:count])
+    return taken["text"].to_pylist(), [int(label) for label in taken["label"].to_pylist()]
+
+
+def _rows(data: LabelledTokens) -> Any:  # a list, which the Trainer takes as a Dataset
+    return [
+        {"input_ids": ids.tolist(), "labels": int(label)} for ids, label in zip(data.tokens, data.labels, strict=True)
+    ]
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.train_throughput", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--train", nargs="+", metavar="FILE.parquet", help="data sets, with columns text and label 0/1")
+    parser.add_argument("--checkpoint", help="folder or hub id of a DistilBERT (default: random weights, MiniLM-size)")
+    parser.add_argument("--texts", type=int, default=256, help="training texts, count (default %(default)s)")
+    parser.add_argument("--validation-texts", type=int, default=256, help="count (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=1, help="count (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of every contender (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts per step (default %(default)s)")
+    parser.add_argument("--max-length", type=int, default=256, help="tokens; longer texts are cut (default 256)")
+    parser.add_argument("--max-batch-tokens", type=int, default=TrainingConfig().max_batch_tokens,
+                        help="of our trainer (default: its own, %(default)s)")  # fmt: skip
+    parser.add_argument("--learning-rate", type=float, default=5e-5, help="peak (default %(default)s)")
+    parser.add_argument("--threads", type=int, help="intra-op threads (default: torch's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (default %(default)s)")
+    parser.add_argument("--without-defaults", action="store_true", help="leave out the slowest contender")
+    parser.add_argument("--json", help="file for every single run")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())
