@@ -1,7 +1,7 @@
 """The model families. Every model is a module that takes a packed batch and returns logits [texts, classes].
 
-In a saved model's ``config.json`` the family is ``model_type``, as transformers has it; the rest of that file and the
-names of the weights are transformers' own for DistilBERT, which stock transformers opens too.
+A saved DistilBERT has transformers' own ``config.json`` (``model_type`` distilbert) and names of weights, so that stock
+transformers opens it too. The others have ``family`` there, which transformers does not take for a model of its own.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def write_config(model: PackedModel, folder: Path) -> None:
         model.stock.config.save_pretrained(folder)
         return
     sizes = asdict(model.config)
-    content = {"model_type": model.config.family, **label_maps(sizes.pop("labels")), **sizes}
+    content = {"family": model.config.family, **label_maps(sizes.pop("labels")), **sizes}
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -126,9 +126,10 @@ def read_packed_model(folder: Path, weights: Mapping[str, torch.Tensor]) -> Pack
     """
     path = folder / "config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    family = content.pop("model_type", None) if isinstance(content, dict) else None
+    found = content if isinstance(content, dict) else {}
+    family = found.pop("family", found.get("model_type"))
     if family not in FAMILIES:
-        raise ValueError(f"{path} has model_type {family!r}, expected one of {', '.join(FAMILIES)}")
+        raise ValueError(f"{path} is of the family {family!r}, expected one of {', '.join(FAMILIES)}")
     module: DistilBertForSequenceClassification | SmallNetwork
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         if family == "distilbert":

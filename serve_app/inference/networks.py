@@ -187,9 +187,42 @@ class RecurrentNetwork(SmallNetwork):
         places = begins[positions] + (len(batch) - 1 - text)
         by_position = torch.empty_like(places).index_copy(0, places, torch.arange(len(ids), device=ids.device))
         embedded = self.dropout(self.embeddings(ids[by_position]))
-        found = self.lstm(PackedSequence(embedded, torch.from_numpy(texts_at)))[0].data
+        if torch.is_grad_enabled() and not ids.is_cuda:
+            from_end = torch.diff(batch.cu_seqlens).long()[text] - 1 - positions
+            mirror = (begins[from_end] + (len(batch) - 1 - text))[by_position]
+            with torch.autocast(ids.device.type, enabled=False):  # matrices this small gain nothing from bf16
+                found = self._unrolled(embedded.float(), texts_at.tolist(), mirror)
+        else:
+            found = self.lstm(PackedSequence(embedded, torch.from_numpy(texts_at)))[0].data
         best = found.new_full((len(batch), found.shape[1]), -1.0)  # an LSTM's outputs are above -1
         return best.scatter_reduce(0, text[by_position][:, None].expand_as(found), found, "amax")
+
+    def _unrolled(self, row: torch.Tensor, texts_at: list[int], mirror: torch.Tensor) -> torch.Tensor:
+        """What ``self.lstm`` gives for ``row``, [tokens, 2 * hidden width], both directions in one loop.
+
+        The backward pass of a PackedSequence on a processor writes a gradient of the whole row at every position.
+        ``mirror``: the token as far from its text's end as each token is from its begin.
+        """
+        for layer in range(self.config.layers):
+            if layer:
+                row = functional.dropout(row, self.config.dropout, self.training)
+            ways = self.lstm.all_weights[2 * layer : 2 * layer + 2]  # of each direction: two weights, two biases
+            inward, onward = (torch.stack([way[place] for way in ways]).mT for place in (0, 1))
+            # Added before they are stacked: the other way round both biases would get one gradient in one memory.
+            bias = torch.stack([way[2] + way[3] for way in ways])[:, None]
+            both = torch.baddbmm(bias, torch.stack([row, row[mirror]]), inward)
+            hidden = cell = both.new_zeros(2, texts_at[0], self.config.hidden_width)
+            outputs = []
+            for inputs in both.split(texts_at, dim=1):  # the texts that reach this position are always the first ones
+                texts = inputs.shape[1]
+                gates = torch.baddbmm(inputs, hidden[:, :texts], onward)
+                enter, forget, new, leave = gates.chunk(4, dim=-1)
+                cell = torch.sigmoid(forget) * cell[:, :texts] + torch.sigmoid(enter) * torch.tanh(new)
+                hidden = torch.sigmoid(leave) * torch.tanh(cell)
+                outputs.append(hidden)
+            forwards, backwards = torch.cat(outputs, 1)
+            row = torch.cat([forwards, backwards[mirror]], 1)
+        return row
 
 
 def _text_of_each_token(batch: PackedBatch) -> torch.Tensor:

@@ -11,6 +11,7 @@ The folder is written under a temporary name and renamed, so one that exists is 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -145,6 +146,12 @@ def read_sample(folder: Path) -> tuple[TokenizedTexts, np.ndarray]:
             f"{bool(np.isfinite(logits).all())}"
         )
     return sample, logits
+
+
+def parameter_count(folder: Path) -> int:
+    """How many weights the model has."""
+    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
 
 
 def weights_digest(folder: Path) -> str:

@@ -91,6 +91,11 @@ def test_every_token_counts_at_every_place(network: SmallNetwork) -> None:
             assert (found[1:] - found[0]).abs().max() > 1e-4, f"token {place} of {length}"
 
 
+def test_training_computes_what_serving_does(network: SmallNetwork) -> None:
+    texts = tokens_of(np.random.default_rng(5), [1, 4, 4, 33, 70], VOCABULARY)
+    torch.testing.assert_close(network(pack(list(texts))), logits(network, texts), atol=1e-5, rtol=1e-5)
+
+
 def by_definition(network: SmallNetwork, text: np.ndarray) -> torch.Tensor:
     """The features of one text, written down as the papers do."""
     ids = torch.from_numpy(text.astype(np.int64))
@@ -138,10 +143,11 @@ def change_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("cnet", {"model_type": "bert"}, "model_type 'bert', expected one of distilbert, avgnet, cnet, rnn"),
-        ("cnet", {"model_type": None}, "model_type None, expected"),
-        ("cnet", {"model_type": "rnn"}, "does not describe a model of family 'rnn'.*filters"),
-        ("rnn", {"model_type": "distilbert"}, r"model\.safetensors does not hold this model's weights"),
+        ("cnet", {"family": "bert"}, "of the family 'bert', expected one of distilbert, avgnet, cnet, rnn"),
+        ("cnet", {"family": None}, "of the family None, expected"),
+        ("cnet", {"family": None, "model_type": "bert"}, "of the family 'bert', expected"),
+        ("cnet", {"family": "rnn"}, "does not describe a model of family 'rnn'.*filters"),
+        ("rnn", {"family": None, "model_type": "distilbert"}, r"model\.safetensors does not hold this model's weights"),
         ("avgnet", {"width": 17}, r"model\.safetensors does not hold this model's weights"),
         ("avgnet", {"width": None}, "does not describe a model of family 'avgnet'.*width"),
         ("avgnet", {"id2label": {"1": "a", "2": "b"}}, "does not describe"),
