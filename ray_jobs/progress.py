@@ -39,13 +39,15 @@ class Progress:
     def line(self) -> str:
         """Trials over, time, an estimate of what is left at the pace until now, and the best so far."""
         elapsed, total = time.monotonic() - self.started, self.settings.search.trials
-        here = self.over - self.over_before
-        left = (
-            f", about {duration(elapsed / here * (total - self.over))} left" if here > 0 and self.over < total else ""
-        )
+        over, left = self.over, ""
+        if over > self.over_before and over < total:
+            running = [trial for trial in list(self.tracker.trials.values()) if trial.outcome == "running"]
+            begun = sum(min(1.0, trial.epochs / self.settings.training.epochs) for trial in running)
+            seconds = elapsed / (over - self.over_before + begun) * (total - over - begun)
+            left = f", about {duration(seconds)} left"
         scores = [trial.f1 for trial in list(self.tracker.trials.values()) if trial.f1 and trial.outcome != "failed"]
         best = f", best validation F1 {max(scores):.4f}" if scores else ""
-        return f"{self.over} of {total} trials over after {duration(elapsed)}{left}{best}"
+        return f"{over} of {total} trials over after {duration(elapsed)}{left}{best}"
 
 
 # Tune pickles its callbacks into the state that it keeps, and trackers hold threads and connections. So a callback

@@ -41,6 +41,11 @@ def search(*trials: TrialRecord, total: int = 10) -> Progress:
             1,
             "2 of 10 trials over after 1 min 0 s, about 8 min 0 s left, best validation F1 0.9000",
         ),
+        (
+            [trial("a", "finished", 0.8), trial("b", "running", 0.7, 3)],
+            0,
+            "1 of 10 trials over after 1 min 0 s, about 4 min 0 s left, best validation F1 0.8000",
+        ),
         ([trial(str(n), "failed") for n in range(10)], 0, "10 of 10 trials over after 1 min 0 s"),
     ],
 )
