@@ -63,6 +63,37 @@ def load_settings(
     return resolve_paths(settings, on_cluster=on_cluster)
 
 
+def baseline_settings(settings: Settings, name: str) -> Settings:
+    """``settings`` as the baseline ``name`` changes them; of ``model`` it takes over what every family has.
+
+    Raises ConfigError for an unknown name and for changes that cannot be compared or used.
+    """
+    changes = settings.baselines.get(name)
+    if changes is None:
+        known = ", ".join(settings.baselines) or "none: add some under baselines"
+        raise ConfigError(f"there is no baseline '{name}'; the settings have {known}")
+    where = f"baselines.{name}"
+    sections = ("model", "training", "search", "data")
+    for section, values in changes.items():
+        if section not in sections or not isinstance(values, dict):
+            raise ConfigError(f"{where} holds settings of the sections {', '.join(sections)}, found '{section}'")
+    if other := set(changes.get("data", {})) - {"max_train_texts"}:
+        raise ConfigError(f"{where}.data.{min(other)}: all baselines have the same data, and may differ in "
+                          f"data.max_train_texts alone; set data.{min(other)} for all of them")  # fmt: skip
+    _refuse_unknown(changes, where)
+    values = settings.model_dump(exclude={"baselines"})
+    common = ("max_length", "dropout", "classifier_dropout")
+    values["model"] = {key: value for key, value in values["model"].items() if key in common}
+    values = _merge(values, changes)
+    if settings.search.name is not None:
+        values["search"]["name"] = f"{settings.search.name}-{name}"
+    try:
+        own = Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {describe_validation_error(error)}") from None
+    return resolve_paths(own, on_cluster=runs_on_cluster())
+
+
 def runs_on_cluster() -> bool:
     """Whether this process is a submitted job or a Ray worker, so that its directory is not the user's."""
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):

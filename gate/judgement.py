@@ -96,24 +96,34 @@ def judge(
     return Judgement(decision, model_folder, version, score)
 
 
-def _score_candidate(
-    client: MlflowClient, candidate: Candidate, settings: Settings, folder: Path, checks: list[Check]
-) -> tuple[Path | None, TestSplit | None, Score | None]:
+def score_candidate(
+    client: MlflowClient, candidate: Candidate, precision: str, folder: Path
+) -> tuple[Path, TestSplit, Score]:
+    """The candidate's saved model (copied below ``folder``), its frozen test split, and its score, which is stored.
+
+    Raises ScoringError for whatever keeps it from having a score.
+    """
     store = ScoreStore(client, active_run_id(client, candidate.run_id))
-    try:
-        model = fetch_model(client, candidate, folder / "candidate")
-        split = read_test_split(fetch_test_split(client, candidate, folder), candidate.test_digest)
-        definition = F1Definition.from_key(candidate.f1_definition) if candidate.f1_definition else None
-        score, probabilities = score_model(
-            model, split, precision=settings.serving.precision, find=store.find, definition=definition,
-            what=candidate.what,
-        )  # fmt: skip
-    except ScoringError as error:
-        checks.append(Check(name="candidate_score", passed=False, message=str(error), overridable=False))
-        return None, None, None
+    model = fetch_model(client, candidate, folder / "candidate")
+    split = read_test_split(fetch_test_split(client, candidate, folder), candidate.test_digest)
+    definition = F1Definition.from_key(candidate.f1_definition) if candidate.f1_definition else None
+    score, probabilities = score_model(
+        model, split, precision=precision, find=store.find, definition=definition, what=candidate.what
+    )
     if probabilities is not None:
         store.show(score, split.labels, probabilities)
         store.keep(score)
+    return model, split, score
+
+
+def _score_candidate(
+    client: MlflowClient, candidate: Candidate, settings: Settings, folder: Path, checks: list[Check]
+) -> tuple[Path | None, TestSplit | None, Score | None]:
+    try:
+        model, split, score = score_candidate(client, candidate, settings.serving.precision, folder)
+    except ScoringError as error:
+        checks.append(Check(name="candidate_score", passed=False, message=str(error), overridable=False))
+        return None, None, None
     checks.append(Check(name="candidate_score", passed=True, message=f"F1 {score.f1:.4f} on {score.texts} texts"))
     return model, split, score
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import loading
-from configs.loading import ConfigError, load_settings
+from configs.loading import ConfigError, baseline_settings, load_settings
 from configs.schema import Settings
 
 
@@ -336,3 +336,38 @@ def test_settings_travel_as_json() -> None:
     settings = load_settings(None, ["search.space.training.epochs={type: int, low: 1, high: 3}"])
     travelled = Settings.model_validate(json.loads(json.dumps(settings.model_dump(mode="json"))))
     assert travelled == settings
+
+
+def _baselines(*overrides: str) -> Settings:
+    return load_settings("baselines.yaml", overrides, on_cluster=False)
+
+
+def test_a_baseline_has_the_common_settings_and_its_own() -> None:
+    settings = _baselines("training.batch_size=16", "search.name=first", "baselines.cnet.training.epochs=9")
+    own = baseline_settings(settings, "cnet")
+    assert (own.training.batch_size, own.training.epochs, own.model.family) == (16, 9, "cnet")
+    assert own.search.name == "first-cnet"
+    assert own.data == settings.data
+    assert not own.baselines
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("baselines.cnet.model.cnet.filter=3", ["baselines.cnet", "model.cnet.filters"]),
+        ("baselines.cnet.data.seed=3", ["baselines.cnet.data.seed", "max_train_texts alone"]),
+        ("baselines.cnet.gate.minimum_f1=0.1", ["baselines.cnet", "found 'gate'"]),
+        ("baselines.cnet.training.epochs=-1", ["baselines.cnet", "training.epochs"]),
+        ("baselines.cnet.model.avgnet.width=8", ["baselines.cnet", "model.avgnet", "family=avgnet"]),
+    ],
+)
+def test_a_baseline_that_makes_no_sense_is_refused(override: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        baseline_settings(_baselines(override), "cnet")
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_an_unknown_baseline_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"no baseline 'lstm'.*avgnet, cnet, rnn, distilbert"):
+        baseline_settings(_baselines(), "lstm")

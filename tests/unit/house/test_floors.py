@@ -16,7 +16,15 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 FLOORS = {"configs": 1, "serve_app": 2, "gate": 3, "ray_jobs": 4}
 
 # What `--help`, a refused config or a status must not wait for: torch alone takes seconds to import.
-LIGHT = ["configs.loading", "configs.schema", "gate.__main__", "gate.decision", "ray_jobs.search", "ray_jobs.pipeline"]
+LIGHT = [
+    "configs.loading",
+    "configs.schema",
+    "gate.__main__",
+    "gate.decision",
+    "ray_jobs.search",
+    "ray_jobs.pipeline",
+    "ray_jobs.baselines",
+]
 HEAVY = {"torch", "transformers", "datasets", "sklearn", "matplotlib.pyplot"}
 
 

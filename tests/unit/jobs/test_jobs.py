@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from configs.loading import ConfigError
-from configs.schema import SearchConfig, TrainingConfig
+from configs.schema import SearchConfig, Settings, TrainingConfig
+from ray_jobs.baselines import run_baselines
 from ray_jobs.cluster import concurrent_trials
 from ray_jobs.progress import failure_message, summary_table
 from ray_jobs.tokens import check_warmup
@@ -92,3 +93,8 @@ def test_warmup_longer_than_training_is_refused() -> None:
     check_warmup(TrainingConfig(epochs=2, batch_size=10, warmup_steps=20), 100)
     with pytest.raises(ConfigError, match=r"warmup_steps 21 is longer than training.* are 20 steps"):
         check_warmup(TrainingConfig(epochs=2, batch_size=10, warmup_steps=21), 100)
+
+
+def test_baselines_without_any_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no baselines.*baselines\.yaml"):
+        run_baselines(Settings())
