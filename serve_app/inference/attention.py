@@ -23,22 +23,25 @@ PACKED_ATTENTION = "trialgate_packed"
 # Measured on 2 cores with AVX512-BF16: above this length padding costs more than the calls that it saves.
 _LONGEST_GROUPED = 96
 _MOST_WASTE = 0.15
+# In training on a processor lengths are rounded up to a multiple of this: oneDNN compiles a kernel for every new shape
+# of a matrix product, 1 to 3 ms and megabytes each.
+_LENGTH_STEP = 32
+# Most scores per head in one call of training: 2 texts of 256 tokens. Their matrices then stay small.
+_MOST_SCORES = 2 * 256 * 256
 
 
 @dataclass(frozen=True)
 class TextGroup:
     """Neighbouring texts that share one attention call: tokens ``start`` to ``stop`` of the row.
 
-    ``padded``: int64 [texts * longest], the row's token for every padded place (a pad repeats the first token).
-    ``real``: int64 [stop - start], the padded place of every token. ``mask``: bool [texts, 1, 1, longest], true where
-    a key is real. All three are None when no text of the group needs padding.
+    ``longest``: places of each text. ``real``: int64 [stop - start], the place of every token among all places of the
+    group. ``mask``: bool [texts, 1, 1, longest], true where a key is real. Both are None when every place is taken.
     """
 
     start: int
     stop: int
     texts: int
     longest: int
-    padded: torch.Tensor | None = None
     real: torch.Tensor | None = None
     mask: torch.Tensor | None = None
 
@@ -55,17 +58,26 @@ class AttentionPlan:
 def plan_attention(batch: PackedBatch) -> AttentionPlan:
     """The groups of ``batch``, whose texts stand in order of length."""
     device = batch.input_ids.device
+    rounded = torch.is_grad_enabled() and device.type == "cpu"
+    places = [-(-length // _LENGTH_STEP) * _LENGTH_STEP if rounded else length for length in batch.lengths]
     groups, first, start = [], 0, 0
     for end in range(1, len(batch) + 1):
-        if end < len(batch) and _fits(batch.lengths, first, end):
+        if end < len(batch) and (
+            _same_shape(places, first, end) if rounded else _little_waste(batch.lengths, first, end)
+        ):
             continue
         stop = start + sum(batch.lengths[first:end])
-        groups.append(_group(batch.lengths[first:end], start, stop, device))
+        groups.append(_group(batch.lengths[first:end], start, stop, places[end - 1], device))
         first, start = end, stop
     return AttentionPlan(batch.cu_seqlens, batch.lengths[-1], tuple(groups))
 
 
-def _fits(lengths: tuple[int, ...], first: int, candidate: int) -> bool:
+def _same_shape(places: Sequence[int], first: int, candidate: int) -> bool:
+    longest = places[candidate]
+    return longest == places[first] and (candidate - first + 1) * longest**2 <= _MOST_SCORES
+
+
+def _little_waste(lengths: Sequence[int], first: int, candidate: int) -> bool:
     longest = lengths[candidate]
     if longest == lengths[first]:
         return True
@@ -73,16 +85,11 @@ def _fits(lengths: tuple[int, ...], first: int, candidate: int) -> bool:
     return longest <= _LONGEST_GROUPED and places - sum(lengths[first : candidate + 1]) <= _MOST_WASTE * places
 
 
-def _group(lengths: tuple[int, ...], start: int, stop: int, device: torch.device) -> TextGroup:
-    texts, longest = len(lengths), lengths[-1]
+def _group(lengths: Sequence[int], start: int, stop: int, longest: int, device: torch.device) -> TextGroup:
     if lengths[0] == longest:
-        return TextGroup(start, stop, texts, longest)
-    sizes = torch.tensor(lengths, device=device)
-    places = torch.arange(longest, device=device)
-    keys = places < sizes[:, None]
-    begins = torch.cumsum(sizes, 0) - sizes
-    padded = torch.where(keys, begins[:, None] + places, begins[:, None]).flatten()
-    return TextGroup(start, stop, texts, longest, padded, keys.flatten().nonzero()[:, 0], keys[:, None, None, :])
+        return TextGroup(start, stop, len(lengths), longest)
+    taken = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+    return TextGroup(start, stop, len(lengths), longest, taken.flatten().nonzero()[:, 0], taken[:, None, None, :])
 
 
 def packed_attention(
@@ -113,27 +120,32 @@ def packed_attention(
         assert isinstance(out, torch.Tensor)
         return out[None], None
     # One split: a slice for each group would fill a whole row of zeros for its gradient.
-    sizes = [group.stop - group.start for group in plan.groups]
+    filler = query.shape[2] - plan.groups[-1].stop
+    sizes = [*(group.stop - group.start for group in plan.groups), filler]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     parts = [
-        _attend(group, taken, dropout, query.shape[-1] ** -0.5 if scaling is None else scaling)
-        for group, *taken in zip(plan.groups, *(row.split(sizes) for row in rows), strict=True)
+        _attend(group, taken, dropout, scaling)
+        for group, *taken in zip(plan.groups, *(row.split(sizes) for row in rows), strict=False)
     ]
+    if filler:
+        parts.append(rows[2].new_zeros(filler, *rows[2].shape[1:]))
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
 def _attend(group: TextGroup, rows: Sequence[torch.Tensor], dropout: float, scaling: float) -> torch.Tensor:
     """One group's attention, [tokens of the group, heads, head width]."""
-    shape = (group.texts, group.longest, *rows[0].shape[1:])
-    if group.padded is not None:
-        rows = [row.index_select(0, group.padded) for row in rows]
-    query, key, value = (row.reshape(shape).transpose(1, 2) for row in rows)
+    heads = rows[0].shape[1:]
+    if group.real is not None:
+        places = group.texts * group.longest
+        rows = [row.new_zeros(places, *heads).index_copy(0, group.real, row) for row in rows]
+    query, key, value = (row.reshape(group.texts, group.longest, *heads).transpose(1, 2) for row in rows)
     if query.requires_grad and not query.is_cuda:
         out = _attend_for_training(query, key, value, group.mask, dropout, scaling)
     else:
         out = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=group.mask, dropout_p=dropout, scale=scaling
         )
-    flat = out.transpose(1, 2).reshape(-1, *rows[0].shape[1:])
+    flat = out.transpose(1, 2).reshape(-1, *heads)
     return flat if group.real is None else flat.index_select(0, group.real)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import DistilBertForSequenceClassification
 
-from serve_app.inference.distilbert import PackedDistilBert
+from serve_app.inference.attention import plan_attention
+from serve_app.inference.distilbert import PackedDistilBert, row_filler
 from serve_app.inference.families import new_distilbert
 from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
 from tests.tiny import tokens_of
@@ -101,3 +102,13 @@ def test_batches_keep_order_and_budget() -> None:
     assert np.concatenate(batches).tolist() == order.tolist()
     assert all(lengths[batch].sum() <= 128 and len(batch) <= 7 for batch in batches)
     assert [len(batch) for batch in plan_batches([500, 3], max_tokens=100, max_texts=9)] == [1, 1]
+
+
+def test_training_has_few_shapes_and_little_filler() -> None:
+    """Every new shape costs a compiled kernel: see ``row_filler`` and the plan of attention."""
+    lengths = np.random.default_rng(7).integers(1, 513, size=(300, 8))
+    plans = [plan_attention(pack([np.ones(length, dtype=np.int32) for length in row])) for row in lengths]
+    assert {group.longest for plan in plans for group in plan.groups} <= set(range(32, 513, 32))
+    totals = range(1, 20_000)
+    assert all(row_filler(tokens) <= max(15, tokens / 16) for tokens in totals)
+    assert len({tokens + row_filler(tokens) for tokens in totals if 4096 <= tokens < 8192}) <= 17
