@@ -15,7 +15,6 @@ from configs.schema import Settings
 from ray_jobs.tracking import Outcome
 
 _PAUSE_SECONDS = 60.0
-_USABLE = {"finished": 0, "stopped_early": 0, "running": 1, "killed": 1, "failed": 2}
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def history(events: Iterable[Mapping[str, Any]], settings: Settings, name: str) 
     for trial in trials.values():
         trial.full_epochs = settings.with_parameters(trial.parameters).training.epochs
     pauses = _pauses([attempt for trial in trials.values() for attempt in trial.attempts])
-    ranked = sorted(trials.values(), key=lambda trial: (_USABLE[trial.outcome], -(trial.f1 or -1.0), trial.number))
+    ranked = sorted(trials.values(), key=lambda trial: (trial.outcome == "failed", -(trial.f1 or -1.0), trial.number))
     return SearchHistory(name, settings, ranked, pauses, _place(trials.values()))
 
 

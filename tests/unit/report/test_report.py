@@ -150,7 +150,7 @@ def test_parent_run_tells_a_stranger_who_won(tmp_path: Path) -> None:
     note = client.tags["parent"][NOTE]
     assert note.startswith("**Winner: run [run-a](#/experiments/7/runs/run-a), validation F1 0.8123**")
     for part in (
-        "| `training.learning_rate` | 0.0001 |",
+        "`training.learning_rate` 0.0001, `training.schedule` linear",
         "2 (1 finished, 1 stopped early)",
         "`python -m gate check --run-id run-a`",
         "`python -m ray_jobs.search --from-run parent`",
