@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
+from serve_app.inference.distilbert import row_filler
 from serve_app.inference.packing import PackedBatch
 
 _GAP = 0  # the id of [PAD] in every vocabulary that we learn, so of no word; its embedding stays zero
@@ -145,7 +146,9 @@ class ConvolutionalNetwork(SmallNetwork):
         before, gap = (widest - 1) // 2, widest // 2
         text = _text_of_each_token(batch)
         places = torch.arange(len(ids), device=ids.device) + gap * text
-        spread = ids.new_full((before + len(ids) + gap * len(batch),), _GAP).index_copy(0, before + places, ids)
+        filler = 0 if ids.is_cuda else row_filler(len(ids) + gap * (len(batch) - 1))
+        size = before + len(ids) + gap * len(batch) + filler
+        spread = ids.new_full((size,), _GAP).index_copy(0, before + places, ids)
         row = self.dropout(self.embeddings(spread))
         # One multiplication with all filters, narrow ones filled up with zeros, is 2 to 3 times as fast as Conv1d.
         windows = row.unfold(0, widest, 1).flatten(1)  # [places, width * widest]
