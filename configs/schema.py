@@ -269,6 +269,25 @@ class Choice(Section):
 Dimension = Annotated[LogUniform | Uniform | Int | Choice, Field(discriminator="type")]
 
 
+class WarmStart(Section):
+    """Earlier trials that the sampler learns from before the first trial: those of one search, or of an experiment."""
+
+    experiment: str | None = Field(None, min_length=1, description="Name of the MLflow experiment they are in.")
+    parent_run: str | None = Field(None, min_length=1, description="Parent run (id) of the search they belong to.")
+    top_k: int = Field(50, ge=1, le=10_000, description="Use at most this many, those with the best F1, count.")
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> WarmStart:
+        if (self.experiment is None) == (self.parent_run is None):
+            found = "neither" if self.experiment is None else "both"
+            raise ValueError(
+                f"set exactly one of search.warm_start.experiment and search.warm_start.parent_run, found {found}"
+            )
+        return self
+
+
+Objective = Literal["f1 max", "parameters min", "latency min"]
+
 # The options of every sampler and scheduler, with their defaults; None leaves the choice to Optuna.
 _SAMPLERS: dict[str, dict[str, Any]] = {
     "tpe": {"startup_trials": 4, "candidates": 24},
@@ -297,6 +316,20 @@ class SearchConfig(Section):
     space: dict[str, Dimension] = Field(
         default_factory=dict, description="Search space: dotted setting (training.* or model.*) to its dimension."
     )
+    objectives: list[Objective] = Field(
+        ["f1 max"],
+        min_length=1,
+        description="What to search for, f1 max first: validation F1, trainable parameters (count), latency of 8 texts "
+        "(ms). More than one gives a Pareto front.",
+    )
+    max_f1_drop: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="With several objectives, the gate gets the trial that is best by the second of them among those "
+        "whose F1 is at most this far below the highest; 0: the highest F1.",
+    )
+    warm_start: WarmStart | None = Field(None, description="Earlier trials to begin with; default: none.")
     max_concurrent: int | None = Field(
         None, ge=1, description="Trials at the same time, count; default: what the cluster's resources hold."
     )
@@ -379,6 +412,31 @@ class SearchConfig(Section):
             found = f"choice {', '.join(choices_of)}" if choices_of else f"{len(numbers)} of them"
             raise ValueError(
                 f"search.sampler cmaes searches two or more dimensions of numbers, found {found}: use sampler tpe or gp"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_agree(self) -> SearchConfig:
+        several = len(self.objectives) > 1
+        if self.objectives[0] != "f1 max":
+            raise ValueError(
+                f"search.objectives begins with '{self.objectives[0]}': put 'f1 max' first, because schedulers stop "
+                "and the gate decides by F1"
+            )
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"search.objectives has one twice: {self.objectives}")
+        if self.max_f1_drop and not several:
+            raise ValueError(
+                f"search.max_f1_drop is {self.max_f1_drop} with one objective: remove it, or add 'parameters min' or "
+                "'latency min' to search.objectives"
+            )
+        if self.sampler == "cmaes" and several:
+            raise ValueError(
+                f"search.sampler cmaes has one objective, found {len(self.objectives)}: use sampler tpe or gp"
+            )
+        if self.sampler == "random" and self.warm_start:
+            raise ValueError(
+                "search.warm_start is for samplers that learn, found sampler 'random': remove it or use sampler tpe"
             )
         return self
 

@@ -12,6 +12,7 @@ import fsspec
 
 from configs.loading import ConfigError
 from configs.schema import Settings
+from ray_jobs import objectives
 from ray_jobs.tracking import Outcome
 
 _PAUSE_SECONDS = 60.0
@@ -43,6 +44,7 @@ class TrialHistory:
     full_epochs: int = 0
     run_id: str | None = None
     slots: list[int] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def f1(self) -> float | None:
@@ -86,7 +88,7 @@ class SearchHistory:
 
     @property
     def winner(self) -> TrialHistory | None:
-        """The trial with the highest validation F1, None when no trial gave a model."""
+        """The trial for the gate (the highest F1, unless objectives say otherwise), None when no trial gave a model."""
         return self.trials[0] if self.trials and self.trials[0].gave_model else None
 
     @property
@@ -148,6 +150,7 @@ def history(events: Iterable[Mapping[str, Any]], settings: Settings, name: str) 
         trial.full_epochs = settings.with_parameters(trial.parameters).training.epochs
     pauses = _pauses([attempt for trial in trials.values() for attempt in trial.attempts])
     ranked = sorted(trials.values(), key=lambda trial: (trial.outcome == "failed", -(trial.f1 or -1.0), trial.number))
+    ranked = objectives.gate_first(ranked, settings.search)
     return SearchHistory(name, settings, ranked, pauses, _place(trials.values()))
 
 
@@ -179,6 +182,7 @@ def _apply(trial: TrialHistory, event: Mapping[str, Any], time: float) -> None:
         trial.outcome, trial.error = event["outcome"], event.get("error")
         return
     metrics = event["metrics"]
+    trial.metrics = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
     # An attempt that begins anew reports its first epochs again.
     trial.epochs = [epoch for epoch in trial.epochs if epoch.number < metrics["epoch"]]
     trial.epochs.append(

@@ -21,9 +21,9 @@ import fsspec
 
 from configs.exit_codes import ExitCode
 from configs.loading import ConfigError, load_settings
-from configs.schema import Settings
+from configs.schema import SearchConfig, Settings
 from gate.console import run_command
-from ray_jobs import report, tracking
+from ray_jobs import objectives, report, tracking
 from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset, prepare
@@ -33,11 +33,15 @@ from ray_jobs.tokens import tokenise
 from ray_jobs.tracking import Journal, Tracker, TrialRecord
 from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, run_trial
 from ray_jobs.tuning import new_tuner
+from ray_jobs.warm_start import earlier_trials
 from serve_app import mlflow_client
 from serve_app.mlflow_client import TrackingUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlflow import MlflowClient
+    from optuna.trial import FrozenTrial
 
 
 FLUSH_SECONDS = 60.0
@@ -46,22 +50,24 @@ _SETTINGS_FILE = "settings.json"
 _FIXED_SECTIONS = ("data", "model", "training")
 _FIXED_SEARCH = (
     "space seed trials sampler startup_trials candidates population scheduler grace_epochs reduction_factor "
-    "minimum_trials"
+    "minimum_trials objectives warm_start"
 ).split()
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search gave. ``trials``: best first. ``seconds``: of the whole search."""
+    """What a search gave. ``trials``: the gate's first, then by F1. ``seconds``: of the whole search. ``front``: the
+    Pareto front as people read it, with several objectives."""
 
     name: str
     parent_run_id: str
     trials: list[TrialRecord]
     seconds: float
+    front: str | None = None
 
     @property
     def best(self) -> TrialRecord:
-        """The trial with the highest validation F1."""
+        """The trial for the gate: the highest validation F1, unless objectives say otherwise."""
         return self.trials[0]
 
     def counts(self) -> dict[str, int]:
@@ -100,6 +106,10 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
         concurrent = concurrent_trials(settings.search)
         say(f"Ray at {cluster.address}" + (f", dashboard {cluster.dashboard_url}" if cluster.dashboard_url else ""))
         client = mlflow_client.connect(settings.tracking)
+        digest, f1_key = dataset.validation.digest, dataset.f1.key
+        earlier = earlier_trials(client, settings.search, name=name, validation_digest=digest, f1_key=f1_key)
+        if settings.search.warm_start:
+            say(earlier.line())
         prepare_storage(storage, settings)
         experiment_id = mlflow_client.ensure_experiment(client, settings.tracking.experiment)
         for orphan in tracking.end_orphans(client, experiment_id):
@@ -108,8 +118,9 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
         try:
             say(f"search {name}: {settings.search.trials} trials, {concurrent} at a time, run {tracker.parent_run_id}")
             with mlflow_client.Heartbeat(client, tracker.parent_run_id):
-                run_trials(settings, data, tracker, name, storage, concurrent, resume=resume is not None)
-                finish(tracker, name)
+                plan = (settings, data, tracker, name, storage, concurrent)
+                run_trials(*plan, earlier=earlier.trials, resume=resume is not None)
+                finish(tracker, name, settings.search)
         except (AllTrialsFailed, TrackingUnavailable):
             raise  # finish has said how it ended
         except BaseException as error:
@@ -117,8 +128,11 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
             abort(tracker, name, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
-    result = SearchResult(name, tracker.parent_run_id, ranked(tracker), seconds)
+    trials = ranked(tracker, settings.search)
+    result = SearchResult(name, tracker.parent_run_id, trials, seconds, objectives.table(trials, settings.search))
     say(summary_table(result.trials))
+    if result.front:
+        say(result.front)
     return result
 
 
@@ -188,9 +202,17 @@ def open_tracker(
 
 
 def run_trials(
-    settings: Settings, data: SearchData, tracker: Tracker, name: str, storage: str, concurrent: int, *, resume: bool
+    settings: Settings,
+    data: SearchData,
+    tracker: Tracker,
+    name: str,
+    storage: str,
+    concurrent: int,
+    *,
+    earlier: Sequence[FrozenTrial] = (),
+    resume: bool,
 ) -> None:
-    """All trials, through Tune."""
+    """All trials, through Tune. ``earlier``: what the sampler knows beforehand; a resumed one knows it already."""
     import ray
     from ray import tune
 
@@ -201,19 +223,21 @@ def run_trials(
             # Tune's state is a pickle: whoever can write to search.storage can run code here (see the README).
             tuner = tune.Tuner.restore(f"{storage}/tune", trainable, resume_unfinished=True)
         else:
-            tuner = new_tuner(settings, trainable, callback, storage, concurrent)
+            tuner = new_tuner(settings, trainable, callback, storage, concurrent, earlier)
         tuner.fit()
 
 
-def finish(tracker: Tracker, name: str) -> None:
+def finish(tracker: Tracker, name: str, search: SearchConfig) -> None:
     """Ends the parent run with the best trial named on it. Raises AllTrialsFailed if there is none."""
     client, parent = tracker.client, tracker.parent_run_id
     try:
         tracker.close(FLUSH_SECONDS)
-        trials = ranked(tracker)
+        trials = ranked(tracker, search)
         best = trials[0] if trials and trials[0].f1 is not None and trials[0].outcome != "failed" else None
         client.log_dict(parent, {"trials": [vars(trial) for trial in trials]}, "trials.json")
         client.log_text(parent, summary_table(trials), "trials.txt")
+        if front := objectives.table(trials, search):
+            client.log_text(parent, front, "front.txt")
         report.leave(tracker, name)
         if best is not None and best.run_id is not None and best.f1 is not None:
             client.set_tag(parent, mlflow_client.BEST_RUN, best.run_id)
@@ -242,10 +266,11 @@ def abort(tracker: Tracker, name: str, status: Literal["KILLED", "FAILED"]) -> N
         say(f"MLflow could not be told: {error}")
 
 
-def ranked(tracker: Tracker) -> list[TrialRecord]:
-    """The trials, highest validation F1 first, those without one last."""
+def ranked(tracker: Tracker, search: SearchConfig) -> list[TrialRecord]:
+    """The trials, the one for the gate first, then by validation F1, those without one last."""
     usable = {"finished": 0, "stopped_early": 0, "killed": 1, "running": 1, "failed": 2}
-    return sorted(tracker.trials.values(), key=lambda trial: (usable[trial.outcome], -(trial.f1 or -1.0)))
+    by_f1 = sorted(tracker.trials.values(), key=lambda trial: (usable[trial.outcome], -(trial.f1 or -1.0)))
+    return objectives.gate_first(by_f1, search)
 
 
 def _tune_state_exists(storage: str) -> bool:

@@ -113,6 +113,7 @@ def train_worker(config: dict[str, Any]) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from ray_jobs.objectives import model_cost
     from ray_jobs.training import Trainer
     from serve_app.inference.metrics import F1Definition
 
@@ -143,6 +144,7 @@ def train_worker(config: dict[str, Any]) -> None:
         "precision_reason": trainer.precision_reason,
         "processor": processor(device.type),
         PLACEMENT: placement.id.hex() if placement else None,
+        **model_cost(model, trainer, data.validation.cut(settings.model.max_length), settings.search.objectives),
     }
 
     usage = Usage(device.type)

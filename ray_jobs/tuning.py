@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import Choice, Int, LogUniform, SearchConfig, Settings
+from ray_jobs.objectives import GOALS
 from ray_jobs.progress import TrackingCallback
 from ray_jobs.trial import OBJECTIVE
 
@@ -15,11 +18,18 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search.optuna import OptunaSearch
 
+_STUDY = "search"
+
 
 def new_tuner(
-    settings: Settings, trainable: Any, callback: TrackingCallback, storage: str, concurrent: int
+    settings: Settings,
+    trainable: Any,
+    callback: TrackingCallback,
+    storage: str,
+    concurrent: int,
+    earlier: Sequence[optuna.trial.FrozenTrial] = (),
 ) -> tune.Tuner:
-    """Tune with the search's sampler and scheduler."""
+    """Tune with the search's sampler, which knows the ``earlier`` trials, and its scheduler."""
     from ray import tune
 
     search = settings.search
@@ -27,7 +37,7 @@ def new_tuner(
         trainable,
         param_space={},
         tune_config=tune.TuneConfig(  # the metric is given to the sampler, the scheduler and the reporter
-            search_alg=new_searcher(search) if search.space else None,
+            search_alg=new_searcher(search, earlier) if search.space else None,
             scheduler=new_scheduler(search, settings.training.epochs),
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
@@ -43,32 +53,54 @@ def new_tuner(
     )
 
 
-def new_searcher(search: SearchConfig) -> OptunaSearch:
-    """Tune's link to an Optuna study of the search's space, with its sampler."""
+def new_searcher(search: SearchConfig, earlier: Sequence[optuna.trial.FrozenTrial] = ()) -> OptunaSearch:
+    """Tune's link to an Optuna study of the search's space, with its sampler and what ``earlier`` trials gave.
+
+    They are put into the study as completed. Given to OptunaSearch as points they would be added again each time that
+    a search goes on (and could have one objective only); a study comes back as it was, with Tune's state.
+    """
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {key: distribution(dimension) for key, dimension in search.space.items()}
-    return OptunaSearch(space, metric=OBJECTIVE, mode="max", sampler=new_sampler(search))
+    goals = [GOALS[objective] for objective in search.objectives]
+    storage = optuna.storages.InMemoryStorage()
+    direction = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
+    study = optuna.create_study(storage=storage, study_name=_STUDY, directions=[direction[mode] for _, mode in goals])
+    study.add_trials(earlier)
+    metrics, modes = [metric for metric, _ in goals], [mode for _, mode in goals]
+    several = len(goals) > 1  # Optuna's samplers tell a list of one from a single objective
+    return OptunaSearch(
+        {key: distribution(dimension) for key, dimension in search.space.items()},
+        metric=metrics if several else metrics[0],
+        mode=modes if several else modes[0],
+        sampler=new_sampler(search, earlier),
+        storage=storage,
+        study_name=_STUDY,
+    )
 
 
-def new_sampler(search: SearchConfig) -> optuna.samplers.BaseSampler:
+def new_sampler(search: SearchConfig, earlier: Sequence[optuna.trial.FrozenTrial] = ()) -> optuna.samplers.BaseSampler:
     """The sampler by its name, seeded: with one trial at a time the same search proposes the same parameters."""
-    from optuna import samplers
+    from optuna import exceptions, samplers
 
     options = search.sampler_options
     if search.sampler == "random":
         return samplers.RandomSampler(seed=search.seed)
     if search.sampler == "cmaes":
-        return samplers.CmaEsSampler(
-            seed=search.seed, n_startup_trials=options["startup_trials"], popsize=options["population"]
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", exceptions.ExperimentalWarning)
+            return samplers.CmaEsSampler(
+                seed=search.seed,
+                n_startup_trials=options["startup_trials"],
+                popsize=options["population"],
+                source_trials=list(earlier) or None,  # it learns from trials that it proposed itself, and from these
+            )
     if search.sampler == "gp":
         return samplers.GPSampler(seed=search.seed, n_startup_trials=options["startup_trials"])
     return samplers.TPESampler(
         seed=search.seed,
-        multivariate=True,
+        multivariate=len(search.objectives) == 1,  # as Optuna recommends
         constant_liar=True,  # running trials count as bad ones, so that those beside each other differ
         n_startup_trials=options["startup_trials"],
         n_ei_candidates=options["candidates"],

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from configs.schema import Settings
+from configs.schema import SearchConfig, Settings
 from gate import promotion
 from ray_jobs.search import SearchResult, main, run_search
 from serve_app import mlflow_client as names
@@ -165,3 +165,24 @@ def test_the_gate_takes_it_from_here(searched: Searched) -> None:
     promoted = promotion.promote(searched.client, run_id=searched.parent.info.run_id)
     assert (promoted.decision, promoted.model_version) == ("promoted", "1")
     assert promoted.f1 == decision.f1
+
+
+def test_a_second_search_begins_with_the_firsts_results_and_weighs_size(
+    searched: Searched, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = searched.settings.model_copy(deep=True)
+    settings.training.epochs = 1
+    settings.search = SearchConfig.model_validate(
+        settings.search.model_dump()
+        | {"trials": 2, "objectives": ["f1 max", "parameters min"], "max_f1_drop": 1.0}
+        | {"warm_start": {"parent_run": searched.parent.info.run_id}}
+    )
+    result = run_search(settings)
+    assert "warm start: 3 earlier trials\n" in capsys.readouterr().err
+    assert len(result.trials) == 2
+    sizes = {record.metrics["parameters"] for record in result.trials}
+    assert sizes == {searched.trials[0].data.metrics["parameters"]}, "the architecture is not searched"
+    assert result.front is not None
+    assert f"to the gate: trial {result.best.trial_id}: parameters" in result.front
+    kept = searched.client.download_artifacts(result.parent_run_id, "front.txt", str(tmp_path))
+    assert Path(kept).read_text() == result.front

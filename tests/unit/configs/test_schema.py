@@ -175,6 +175,38 @@ def _space(key: str, **dimension: Any) -> dict[str, Any]:
             ["search.sampler cmaes", "two or more", "1 of them"],
             id="one dimension for cmaes",
         ),
+        pytest.param(
+            {"search": {"objectives": ["parameters min", "f1 max"]}},
+            ["search.objectives", "'f1 max' first"],
+            id="F1 not the first objective",
+        ),
+        pytest.param(
+            {"search": {"objectives": ["f1 max", "f1 max"]}}, ["search.objectives", "twice"], id="an objective twice"
+        ),
+        pytest.param(
+            {"search": {"objectives": ["f1 max", "parameters max"]}},
+            ["search.objectives", "parameters min"],
+            id="as many parameters as can be",
+        ),
+        pytest.param(
+            {"search": {"max_f1_drop": 0.01}}, ["search.max_f1_drop", "one objective"], id="a drop for nothing"
+        ),
+        pytest.param(
+            {"search": {"sampler": "cmaes", "objectives": ["f1 max", "latency min"]}},
+            ["search.sampler cmaes", "one objective"],
+            id="cmaes with two objectives",
+        ),
+        pytest.param(
+            {"search": {"warm_start": {"experiment": "a", "parent_run": "b"}}},
+            ["search.warm_start.experiment", "both"],
+            id="two warm starts",
+        ),
+        pytest.param({"search": {"warm_start": {}}}, ["search.warm_start", "neither"], id="a warm start from nothing"),
+        pytest.param(
+            {"search": {"warm_start": {"experiment": "a"}, "sampler": "random"}},
+            ["search.warm_start", "'random'"],
+            id="a warm start that nobody reads",
+        ),
         pytest.param({"search": {"gpus_per_trial": 1.5}}, ["gpus_per_trial", "whole"], id="one and a half GPUs"),
         pytest.param(
             {"search": {"gpus_per_trial": 3, "workers_per_trial": 2}},

@@ -52,6 +52,13 @@ def test_every_file_that_the_documents_link_to_exists(document: str) -> None:
         assert (REPOSITORY / link).exists(), f"{document} links to {link}"
 
 
+def test_every_yaml_of_the_search_document_is_valid() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", _text("docs/search.md"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        Settings.model_validate(yaml.safe_load(block))
+
+
 def _shipped() -> list[Path]:
     return sorted((REPOSITORY / "configs").glob("*.yaml"))
 

@@ -117,3 +117,14 @@ def test_median_stops_the_weak_and_never_pauses() -> None:
 
 def test_no_scheduler_by_name() -> None:
     assert new_scheduler(search_of(scheduler="none"), epochs=3) is None
+
+
+@pytest.mark.parametrize("objectives", [["f1 max"], ["f1 max", "parameters min"]])
+def test_a_failed_trial_is_over_for_the_study_too(objectives: list[str]) -> None:
+    searcher = new_searcher(search_of(objectives=objectives))
+    for number in range(3):
+        searcher.suggest(str(number))
+    searcher.on_trial_complete("0", error=True)
+    searcher.on_trial_complete("1", {OBJECTIVE: 0.5, "parameters": 10})
+    states = [trial.state.name for trial in searcher._ot_study.get_trials(deepcopy=False)]  # type: ignore[union-attr]
+    assert states == ["FAIL", "COMPLETE", "RUNNING"]
