@@ -69,6 +69,16 @@ def test_the_live_table_fits_the_terminal_and_shows_what_runs_first() -> None:
     assert lines[-1] == "and 22 more"
 
 
+def test_a_narrow_terminal_cuts_parameters_and_never_wraps() -> None:
+    record = trial("0123abcd", "stopped_early", 0.91234, 2)
+    record.parameters = {f"model.a_rather_long_name_{number}": 0.123456 for number in range(8)}
+    console = Console(file=io.StringIO(), width=80, height=20)
+    console.print(LiveTable(lambda: [record], lambda: "how far", 3))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 3
+    assert lines[2].split() == ["0123abcd", "stopped", "early", "2/3", "0.9123", "0.123"]
+
+
 def test_lines_of_a_jobs_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Tracker:
         def __init__(self) -> None:
