@@ -371,6 +371,16 @@ class SearchConfig(Section):
         None, ge=1, le=10_000, description="Trials that must have come as far before median stops one; default: 3."
     )
     max_failures: int = Field(1, ge=0, le=100, description="Times a failed trial is started again, count.")
+    time_budget_s: float | None = Field(
+        None, gt=0.0, description="The search ends after this many seconds with its best so far; default: no limit."
+    )
+    cluster_wait_s: float = Field(
+        0.0, ge=0.0, description="Longest wait at the start for a cluster, which is asked to grow, to hold a trial, s."
+    )
+    placement_timeout_s: float = Field(
+        3600.0, ge=60.0, description="Longest wait of a started trial for a place on the cluster, seconds."
+    )
+    keep_best: int = Field(3, ge=1, description="Trials whose best model stays in the storage, count; others' go.")
     storage: str | None = Field(
         None, description="Absolute path or URL for checkpoints and journals; default: <home>/searches."
     )

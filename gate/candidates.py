@@ -173,7 +173,8 @@ def fetch_model(client: MlflowClient, candidate: Candidate, into: Path) -> Path:
         return fetch_version(client, candidate.version, into)
     if not candidate.model_uri:
         raise ScoringError(
-            f"run {candidate.run_id} has no saved model (tag {names.MODEL_URI}): its trial did not get that far"
+            f"run {candidate.run_id} has no saved model (tag {names.MODEL_URI}): its trial did not get that far, or "
+            "its model was removed because others of its search were better (search.keep_best)"
         )
     target = into / "model"
     try:

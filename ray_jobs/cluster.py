@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from configs.exit_codes import CommandFailed, Unreachable
 from configs.loading import ConfigError
 from configs.schema import SearchConfig
 from ray_jobs.command import say
+
+_TELL_SECONDS = 15.0
 
 
 class ClusterUnavailable(Unreachable):
@@ -154,6 +157,40 @@ def concurrent_trials(search: SearchConfig, nodes: list[dict[str, float]] | None
             "search.workers_per_trial, or add nodes"
         )
     return min(fitting, search.max_concurrent or fitting, search.trials)
+
+
+def wait_for_room(search: SearchConfig) -> int:
+    """How many trials run at once on the connected cluster, which may have to grow first.
+
+    With ``search.cluster_wait_s`` the autoscaler is asked for what ``search.max_concurrent`` trials need, and as soon
+    as one fits the search can begin: the others make the cluster grow by waiting for their place. Raises ConfigError.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    if not search.cluster_wait_s:
+        return concurrent_trials(search)
+    wanted = min(search.max_concurrent or 1, search.trials)
+    bundle = {"CPU": search.cpus_per_trial / search.workers, "GPU": search.gpus_per_trial / search.workers}
+    # The autoscaler counts in whole units.
+    shape = {name: math.ceil(amount) for name, amount in bundle.items() if amount}
+    request_resources(bundles=[shape] * (search.workers * wanted))
+    started = tell = time.monotonic()
+    try:
+        while True:
+            try:
+                fitting = concurrent_trials(search)
+                return max(fitting, wanted)
+            except ConfigError as error:
+                waited = time.monotonic() - started
+                if waited > search.cluster_wait_s:
+                    raise ConfigError(f"after {waited:.0f} s (search.cluster_wait_s): {error}") from None
+            if time.monotonic() >= tell:
+                tell = time.monotonic() + _TELL_SECONDS
+                say(f"waiting for the cluster to hold a trial ({waited:.0f} of {search.cluster_wait_s:g} s): "
+                    f"{search.workers} x {shape}")  # fmt: skip
+            time.sleep(1)
+    finally:
+        request_resources(bundles=[])
 
 
 def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:

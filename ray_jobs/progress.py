@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 
 from configs.schema import Settings
+from ray_jobs import disk
 from ray_jobs.history import duration, short
 from ray_jobs.trial import PLACEMENT, release_workers
 
@@ -34,7 +35,7 @@ class Progress:
     @property
     def over(self) -> int:
         """Trials that have ended."""
-        return sum(trial.outcome != "running" for trial in list(self.tracker.trials.values()))
+        return sum(trial.outcome not in ("running", "killed") for trial in list(self.tracker.trials.values()))
 
     def line(self) -> str:
         """Trials over, time, an estimate of what is left at the pace until now, and the best so far."""
@@ -61,6 +62,11 @@ class TrackingCallback(Callback):
     def __init__(self, search: str) -> None:
         self._search = search
 
+    @property
+    def search(self) -> str:
+        """The search's name."""
+        return self._search
+
     @classmethod
     @contextlib.contextmanager
     def of(cls, tracker: Tracker, search: str, settings: Settings) -> Iterator[TrackingCallback]:
@@ -86,6 +92,8 @@ class TrackingCallback(Callback):
         """A trial reported an epoch."""
         tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
         kept = {key: value for key, value in result.items() if key in _EPOCH_FIELDS or key.startswith("system/")}
+        if kept["epoch"] <= tracker.trials[trial.trial_id].epochs:
+            return  # a trial that goes on tells again what it had reached
         tracker.epoch_reported(trial.trial_id, kept)
         chosen = f"; {kept['precision']}: {kept['precision_reason']}" if kept["epoch"] == 1 else ""
         self._line(
@@ -105,6 +113,7 @@ class TrackingCallback(Callback):
         out_of_patience = patience is not None and record.epochs - record.best_epoch >= patience
         stopped = record.epochs < parameters.epochs and not out_of_patience
         tracker.trial_ended(trial.trial_id, "stopped_early" if stopped else "finished")
+        self._tidy()
         self._line(trial, f"{'stopped early' if stopped else 'finished'}, best validation F1 {record.f1 or 0:.4f}, "
                    f"{duration(record.seconds)}", over=True)  # fmt: skip
 
@@ -116,12 +125,24 @@ class TrackingCallback(Callback):
             tracker.trial_started(trial.trial_id, trial.config)
         message = failure_message(trial)
         tracker.trial_ended(trial.trial_id, "failed", message)
+        self._tidy()
+        self._end_if_full(message)
         self._line(trial, f"failed: {message}", over=True)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed and is tried again."""
         release_workers((trial.last_result or {}).get(PLACEMENT))
-        self._line(trial, f"failed and starts again: {failure_message(trial)}")
+        message = failure_message(trial)
+        self._line(trial, f"failed and goes on from its last epoch: {message}")
+        self._end_if_full(message)
+
+    def _tidy(self) -> None:
+        tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
+        disk.tidy(tracker, f"{settings.search.storage}/{self._search}/trials", settings.search)
+
+    def _end_if_full(self, message: str) -> None:
+        if disk.is_full(message):  # the next trials would fail as well
+            _searches[self._search].tracker.ending = message
 
     def _line(self, trial: Trial, text: str, *, over: bool = False) -> None:
         if not sys.stderr.isatty():
@@ -136,6 +157,24 @@ def _live_table(progress: Progress) -> contextlib.AbstractContextManager[None]:
 
     tracker = progress.tracker
     return LiveTable(lambda: list(tracker.trials.values()), progress.line, progress.settings.training.epochs).shown()
+
+
+class EndWhenTold(Stopper):
+    """Ends all trials once the search's tracker has a reason to."""
+
+    def __init__(self, search: str) -> None:
+        self._search = search
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial alone."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the disk is full or the time is up."""
+        tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
+        if time.monotonic() > tracker.deadline and tracker.ending is None:
+            tracker.ending = f"search.time_budget_s, {settings.search.time_budget_s:g} s, is used up"
+        return tracker.ending is not None
 
 
 _EPOCH_FIELDS = frozenset(

@@ -14,6 +14,7 @@ import functools
 import json
 import secrets
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,16 +24,17 @@ from configs.exit_codes import ExitCode
 from configs.loading import ConfigError, load_settings
 from configs.schema import SearchConfig, Settings
 from gate.console import run_command
-from ray_jobs import objectives, report, tracking
-from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally
+from ray_jobs import disk, objectives, report, tracking
+from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally, wait_for_room
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset, prepare
 from ray_jobs.progress import TrackingCallback, summary_table
 from ray_jobs.rerun import EarlierRun, earlier_run
+from ray_jobs.resuming import Past, settle
 from ray_jobs.tokens import tokenise
 from ray_jobs.tracking import Journal, Tracker, TrialRecord
-from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, run_trial
-from ray_jobs.tuning import new_tuner
+from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, count_parameters, run_trial
+from ray_jobs.tuning import new_scheduler, new_tuner
 from ray_jobs.warm_start import earlier_trials
 from serve_app import mlflow_client
 from serve_app.mlflow_client import TrackingUnavailable
@@ -49,8 +51,8 @@ _SETTINGS_FILE = "settings.json"
 # What a search that goes on must share with its beginning.
 _FIXED_SECTIONS = ("data", "model", "training")
 _FIXED_SEARCH = (
-    "space seed trials sampler startup_trials candidates population scheduler grace_epochs reduction_factor "
-    "minimum_trials objectives warm_start"
+    "space seed sampler startup_trials candidates population scheduler grace_epochs reduction_factor minimum_trials "
+    "objectives warm_start"
 ).split()
 
 
@@ -103,13 +105,14 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
     if starts_locally():
         concurrent_trials(settings.search, [local_resources()])  # before anything is started or written
     with connected(settings.home) as cluster:
-        concurrent = concurrent_trials(settings.search)
         say(f"Ray at {cluster.address}" + (f", dashboard {cluster.dashboard_url}" if cluster.dashboard_url else ""))
+        concurrent = wait_for_room(settings.search)
         client = mlflow_client.connect(settings.tracking)
         digest, f1_key = dataset.validation.digest, dataset.f1.key
         earlier = earlier_trials(client, settings.search, name=name, validation_digest=digest, f1_key=f1_key)
         if settings.search.warm_start:
             say(earlier.line())
+        disk.check_room(storage, disk.needed_bytes(count_parameters(settings, data), settings.search, concurrent))
         prepare_storage(storage, settings)
         experiment_id = mlflow_client.ensure_experiment(client, settings.tracking.experiment)
         for orphan in tracking.end_orphans(client, experiment_id):
@@ -118,14 +121,13 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
         try:
             say(f"search {name}: {settings.search.trials} trials, {concurrent} at a time, run {tracker.parent_run_id}")
             with mlflow_client.Heartbeat(client, tracker.parent_run_id):
-                plan = (settings, data, tracker, name, storage, concurrent)
-                run_trials(*plan, earlier=earlier.trials, resume=resume is not None)
+                run_trials(settings, data, tracker, name, storage, concurrent, earlier.trials)
                 finish(tracker, name, settings.search)
         except (AllTrialsFailed, TrackingUnavailable):
             raise  # finish has said how it ended
         except BaseException as error:
             say(f"ending the runs of search {name} (go on with it by --resume {name})")
-            abort(tracker, name, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            abort(tracker, name, settings.search, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     trials = ranked(tracker, settings.search)
@@ -208,23 +210,31 @@ def run_trials(
     name: str,
     storage: str,
     concurrent: int,
-    *,
     earlier: Sequence[FrozenTrial] = (),
-    resume: bool,
 ) -> None:
-    """All trials, through Tune. ``earlier``: what the sampler knows beforehand; a resumed one knows it already."""
+    """All trials that are not over, through Tune. ``earlier``: what the sampler knows beforehand."""
     import ray
     from ray import tune
 
-    plan = TrialPlan(settings.model_dump(mode="json"), f"{storage}/trials", ray.put(data))
+    settle(tracker, settings, new_scheduler(settings.search, settings.training.epochs))
+    past = Past.of(tracker)
+    if len(past.settled) >= settings.search.trials:
+        return
+    if settings.search.time_budget_s is not None:
+        tracker.deadline = time.monotonic() + settings.search.time_budget_s
+    trials = f"{storage}/trials"
+    plan = TrialPlan(settings.model_dump(mode="json"), trials, ray.put(data))
     trainable = tune.with_resources(functools.partial(run_trial, plan=plan), {"node:__internal_head__": 0.001})
     with TrackingCallback.of(tracker, name, settings) as callback:
-        if resume and _tune_state_exists(storage):
-            # Tune's state is a pickle: whoever can write to search.storage can run code here (see the README).
-            tuner = tune.Tuner.restore(f"{storage}/tune", trainable, resume_unfinished=True)
-        else:
-            tuner = new_tuner(settings, trainable, callback, storage, concurrent, earlier)
-        tuner.fit()
+        new_tuner(settings, trainable, callback, storage, concurrent, past, earlier).fit()
+    for trial in tracker.trials.values():
+        if trial.outcome == "running":  # Tune ends such trials without a word when the search is told to end
+            tracker.trial_ended(trial.trial_id, "killed")
+    disk.tidy(tracker, trials, settings.search)
+    if tracker.ending is not None:
+        say(f"search {name} ends with its best so far: {tracker.ending} (go on with it by --resume {name})")
+        if disk.is_full(tracker.ending):
+            raise StorageUnavailable(f"search.storage {storage} is full: {tracker.ending}")
 
 
 def finish(tracker: Tracker, name: str, search: SearchConfig) -> None:
@@ -232,16 +242,15 @@ def finish(tracker: Tracker, name: str, search: SearchConfig) -> None:
     client, parent = tracker.client, tracker.parent_run_id
     try:
         tracker.close(FLUSH_SECONDS)
-        trials = ranked(tracker, search)
-        best = trials[0] if trials and trials[0].f1 is not None and trials[0].outcome != "failed" else None
+        trials, best = ranked(tracker, search), best_trial(tracker, search)
         client.log_dict(parent, {"trials": [vars(trial) for trial in trials]}, "trials.json")
         client.log_text(parent, summary_table(trials), "trials.txt")
         if front := objectives.table(trials, search):
             client.log_text(parent, front, "front.txt")
         report.leave(tracker, name)
-        if best is not None and best.run_id is not None and best.f1 is not None:
-            client.set_tag(parent, mlflow_client.BEST_RUN, best.run_id)
-            client.log_metric(parent, OBJECTIVE, best.f1)
+        name_best(tracker, best)
+        if tracker.ending is not None:
+            client.set_tag(parent, mlflow_client.ENDING, tracker.ending)
         client.set_terminated(parent, status="FINISHED" if best else "FAILED")
     except Exception as error:
         if not (isinstance(error, TrackingUnavailable) or mlflow_client.is_unreachable(error)):
@@ -253,29 +262,36 @@ def finish(tracker: Tracker, name: str, search: SearchConfig) -> None:
                         f"{errors[0] if errors else 'no trial reported an epoch'}")  # fmt: skip
 
 
-def abort(tracker: Tracker, name: str, status: Literal["KILLED", "FAILED"]) -> None:
+def abort(tracker: Tracker, name: str, search: SearchConfig, status: Literal["KILLED", "FAILED"]) -> None:
     """Ends trials that run as KILLED and the parent as ``status``, quickly: after ``ray job stop`` there are 3 s."""
-    for trial in tracker.trials.values():
-        if trial.outcome == "running":
-            tracker.trial_ended(trial.trial_id, "killed")
     try:
+        for trial in tracker.trials.values():
+            if trial.outcome == "running":
+                tracker.trial_ended(trial.trial_id, "killed")
         tracker.close(2.0)
+        name_best(tracker, best_trial(tracker, search))
         tracker.client.set_terminated(tracker.parent_run_id, status=status)
         report.leave(tracker, name)
     except Exception as error:  # noqa: BLE001 - the next command ends these runs, by their heartbeat
         say(f"MLflow could not be told: {error}")
 
 
+def best_trial(tracker: Tracker, search: SearchConfig) -> TrialRecord | None:
+    """The trial that goes to the gate, which has a model; of an interrupted search its best so far."""
+    return next((trial for trial in ranked(tracker, search) if trial.outcome != "failed" and trial.model_uri), None)
+
+
+def name_best(tracker: Tracker, best: TrialRecord | None) -> None:
+    """Names the best trial on the search's run, so that the gate can be given the search."""
+    if best is not None and best.run_id is not None and best.f1 is not None:
+        tracker.client.set_tag(tracker.parent_run_id, mlflow_client.BEST_RUN, best.run_id)
+        tracker.client.log_metric(tracker.parent_run_id, OBJECTIVE, best.f1)
+
+
 def ranked(tracker: Tracker, search: SearchConfig) -> list[TrialRecord]:
-    """The trials, the one for the gate first, then by validation F1, those without one last."""
-    usable = {"finished": 0, "stopped_early": 0, "killed": 1, "running": 1, "failed": 2}
-    by_f1 = sorted(tracker.trials.values(), key=lambda trial: (usable[trial.outcome], -(trial.f1 or -1.0)))
+    """The trials, the one for the gate first, then by validation F1, failed ones last."""
+    by_f1 = sorted(tracker.trials.values(), key=lambda trial: (trial.outcome == "failed", -(trial.f1 or -1.0)))
     return objectives.gate_first(by_f1, search)
-
-
-def _tune_state_exists(storage: str) -> bool:
-    filesystem, path = fsspec.core.url_to_fs(storage)
-    return bool(filesystem.exists(f"{path}/tune/tuner.pkl"))
 
 
 def document(result: SearchResult) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import subprocess
@@ -24,6 +25,7 @@ import fsspec
 
 from configs.loading import ConfigError
 from configs.schema import Settings
+from ray_jobs.command import StorageUnavailable
 from ray_jobs.data.freeze import write_test_parquet
 from ray_jobs.data.prepare import Dataset
 from serve_app import mlflow_client as names
@@ -84,16 +86,19 @@ class Journal:
         return [json.loads(line) for line in self._lines]
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Writes one event; it is on disk (or in the store) when this returns."""
+        """Writes one event; it is on disk (or in the store) when this returns. Raises StorageUnavailable."""
         line = json.dumps(event)
         self._lines.append(line)
-        if self._local:
-            with open(self._location, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            return
-        # Object stores cannot append. A journal is small: a few hundred bytes per epoch of a trial.
-        with fsspec.open(self._location, "w", encoding="utf-8") as file:
-            file.write("\n".join(self._lines) + "\n")
+        try:
+            if self._local:
+                with open(self._location, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+                return
+            # Object stores cannot append. A journal is small: a few hundred bytes per epoch of a trial.
+            with fsspec.open(self._location, "w", encoding="utf-8") as file:
+                file.write("\n".join(self._lines) + "\n")
+        except Exception as error:  # every store has exceptions of its own
+            raise StorageUnavailable(f"the search's journal {self._location} cannot be written: {error}") from error
 
     def _read(self) -> list[str]:
         try:
@@ -112,6 +117,8 @@ class Tracker:
         self.client = client
         self.parent_run_id = parent_run_id
         self.trials: dict[str, TrialRecord] = {}
+        self.deadline = math.inf  # of the search, by time.monotonic()
+        self.ending: str | None = None  # why the search ends before its last trial
         self._experiment_id = experiment_id
         self._journal = journal
         self._shared_tags: dict[str, str] = {}
@@ -144,9 +151,13 @@ class Tracker:
         """A trial finished an epoch."""
         self._record({"event": "epoch", "trial": trial_id, "metrics": dict(metrics)})
 
-    def trial_ended(self, trial_id: str, outcome: Outcome, error: str | None = None) -> None:
-        """A trial is over."""
-        self._record({"event": "ended", "trial": trial_id, "outcome": outcome, "error": error})
+    def trial_ended(self, trial_id: str, outcome: Outcome, error: str | None = None, at: float | None = None) -> None:
+        """A trial is over; ``at``: since when, Unix seconds (default: now)."""
+        self._record({"event": "ended", "trial": trial_id, "outcome": outcome, "error": error}, at)
+
+    def model_removed(self, trial_id: str) -> None:
+        """A trial's model is gone: better ones have taken its place."""
+        self._record({"event": "removed", "trial": trial_id})
 
     def close(self, timeout_s: float) -> None:
         """Waits until MLflow has everything. Raises TrackingUnavailable if it does not after ``timeout_s`` seconds."""
@@ -159,8 +170,8 @@ class Tracker:
                 f"MLflow does not have all results: {self._problem or 'it does not answer'}; the journal keeps them"
             )
 
-    def _record(self, event: dict[str, Any]) -> None:
-        event = {"time": time.time(), **event}
+    def _record(self, event: dict[str, Any], at: float | None = None) -> None:
+        event = {"time": time.time() if at is None else at, **event}
         self._journal.append(event)
         self._apply_to_records(event)
         self._queue.put(event)
@@ -168,9 +179,14 @@ class Tracker:
     def _apply_to_records(self, event: Mapping[str, Any]) -> None:
         trial_id = event["trial"]
         if event["event"] == "started":
-            self.trials[trial_id] = TrialRecord(trial_id, event["parameters"], event["time"])
+            trial = self.trials.setdefault(trial_id, TrialRecord(trial_id, event["parameters"], event["time"]))
+            trial.outcome, trial.error = "running", None
+            trial.started = event["time"] - trial.seconds  # the time that it lay still does not count
             return
         trial = self.trials[trial_id]
+        if event["event"] == "removed":
+            trial.model_uri = None
+            return
         trial.seconds = event["time"] - trial.started
         if event["event"] == "epoch":
             metrics = event["metrics"]
@@ -217,6 +233,10 @@ class Tracker:
         elif event["event"] == "started":
             parameters = [Param(key, str(value)) for key, value in event["parameters"].items()]
             self.client.log_batch(run_id, params=parameters)
+            self.client.update_run(run_id, status="RUNNING")  # of a trial that goes on it had been another
+        elif event["event"] == "removed":
+            tag = RunTag(names.MODEL_REMOVED, "only the models of the best trials are kept: search.keep_best")
+            self.client.log_batch(run_id, tags=[tag, RunTag(names.MODEL_URI, "")])
         else:
             trial = self.trials[event["trial"]]
             tags = {names.OUTCOME: event["outcome"]}

@@ -5,12 +5,12 @@ torch is imported where training happens: neither the Tune function nor Train's 
 
 from __future__ import annotations
 
-import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.loading import ConfigError
 from configs.schema import Settings
 from ray_jobs.machine import Usage, processor
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 OBJECTIVE = "best_validation_f1"
 MODEL_FOLDER = "model"
+STATE_FOLDER = "state"
 PLACEMENT = "placement_group"
+_KEEP = "checkpoint_score"
 _SAMPLE_TEXTS = 64
-_PLACEMENT_MINUTES = 5
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,17 @@ class TrialPlan:
 
 
 def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
-    """The Tune function: runs one Train run to its end. A failure of a worker raises here and fails the trial."""
+    """The Tune function: runs one Train run to its end. A failure of a worker raises here and fails the trial.
+
+    The run has the trial's id for its name, so another attempt goes on from the last epoch of the one before.
+    """
     import ray.train
     import ray.tune
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    # A new Train run for every attempt: one of the same name would take up the last attempt's checkpoints, whose
-    # folders this one writes again, and then delete them under it.
-    name = f"{ray.tune.get_context().get_trial_id()}-{secrets.token_hex(3)}"
+    name = ray.tune.get_context().get_trial_id()
+    assert name is not None
     settings = Settings.model_validate(plan.settings)
     search, workers = settings.search, settings.search.workers
     resources = {"CPU": search.cpus_per_trial / workers}
@@ -84,9 +87,12 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
             name=name,
             storage_path=plan.storage,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            # Workers that find no place for this many minutes fail the trial instead of waiting for ever.
-            failure_config=ray.train.FailureConfig(controller_failure_limit=_PLACEMENT_MINUTES),  # type: ignore[call-arg]
+            # Besides the one that scores highest Train keeps the last, from which an interrupted run goes on.
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=_KEEP),
+            # Train gives up on a place after a minute, and does so this often before the trial fails.
+            failure_config=ray.train.FailureConfig(
+                controller_failure_limit=round(search.placement_timeout_s / 60)  # type: ignore[call-arg]
+            ),
         ),
     ).fit()
 
@@ -115,6 +121,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
     from ray_jobs.objectives import model_cost
     from ray_jobs.training import Trainer
+    from ray_jobs.training_state import read_state, write_state
     from serve_app.inference.metrics import F1Definition
 
     transformers_logging.set_verbosity_error()
@@ -136,8 +143,10 @@ def train_worker(config: dict[str, Any]) -> None:
         device=device,
         wrap=ray.train.torch.prepare_model,
     )
-    # Where Train puts the checkpoint, known beforehand because this code names it.
-    folder = f"{plan.storage}/{config['name']}"
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            read_state(Path(folder) / STATE_FOLDER, trainer)
     placement = ray.util.get_current_placement_group()
     shared = {
         "precision": trainer.precision,
@@ -149,19 +158,43 @@ def train_worker(config: dict[str, Any]) -> None:
 
     usage = Usage(device.type)
 
+    def metrics_of(epoch: EpochReport) -> dict[str, Any]:
+        # Where Train puts the checkpoint, known beforehand because this code names it.
+        uri = f"{plan.storage}/{config['name']}/{checkpoint_name(epoch.best_epoch)}/{MODEL_FOLDER}"
+        score = epoch.epoch if epoch.is_best else -epoch.epoch
+        return epoch.as_dict() | shared | {"model_uri": uri, _KEEP: score}
+
     def report(epoch: EpochReport) -> None:
-        metrics: dict[str, Any] = epoch.as_dict() | shared | usage.measure()
-        metrics["model_uri"] = f"{folder}/epoch-{epoch.best_epoch}/{MODEL_FOLDER}"
-        name = f"epoch-{epoch.epoch}"
-        if not epoch.is_best or ray.train.get_context().get_world_rank():
+        metrics, name = metrics_of(epoch) | usage.measure(), checkpoint_name(epoch.epoch)
+        if ray.train.get_context().get_world_rank():
             ray.train.report(metrics, checkpoint_dir_name=name)
             return
-        with tempfile.TemporaryDirectory(prefix="tg-model-") as temporary:
-            save_model(Path(temporary) / MODEL_FOLDER, trainer, model, tokenizer, data, settings)
+        with tempfile.TemporaryDirectory(prefix="tg-checkpoint-") as temporary:
+            write_state(Path(temporary) / STATE_FOLDER, trainer)
+            if epoch.is_best:
+                save_model(Path(temporary) / MODEL_FOLDER, trainer, model, tokenizer, data, settings)
             checkpoint = ray.train.Checkpoint.from_directory(temporary)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
 
+    # An earlier attempt may have been lost before its reports arrived; the driver passes over those it knows.
+    for epoch in trainer.reports:
+        ray.train.report(metrics_of(epoch))
     trainer.run(report)
+
+
+def checkpoint_name(epoch: int) -> str:
+    """The folder of an epoch's checkpoint, in its trial's."""
+    return f"epoch-{epoch}"
+
+
+def count_parameters(settings: Settings, data: SearchData) -> int:
+    """Parameters of the model of ``settings``, count. Raises ConfigError when it cannot be made."""
+    try:
+        model, _ = build_model(settings, data)
+    except Exception as error:  # safetensors, transformers and torch have their own
+        what = f"model.checkpoint '{settings.model.checkpoint}'" if settings.model.checkpoint else "the model"
+        raise ConfigError(f"{what} cannot be loaded: {error}") from error
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def build_model(settings: Settings, data: SearchData) -> tuple[PackedModel, PreTrainedTokenizerFast]:

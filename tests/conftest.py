@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -20,6 +21,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy")
 OF_A_TEST = ("MLFLOW_", "TRIALGATE_")
 RAY_CPUS = 8  # logical: several deployments fit at once, however few cores there are
+
+hypothesis.settings.register_profile("trialgate", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("trialgate")
 
 _home_key = pytest.StashKey[Path]()
 

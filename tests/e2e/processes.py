@@ -21,8 +21,9 @@ class Command:
         self._lines: list[str] = []
         self._seen: dict[int, psutil.Process] = {}
         self._peak = 0
-        variables = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": "/tmp", **(environment or {})}
+        variables = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": "/tmp"}
         variables.pop("RAY_ADDRESS", None)
+        variables |= environment or {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=cwd,
@@ -50,8 +51,13 @@ class Command:
 
     def wait_for(self, text: str, timeout_s: float) -> None:
         """Waits until the output has ``text``."""
-        self._until(lambda: text in self.output or self.process.poll() is not None, timeout_s, f"'{text}'")
+        self.until(lambda: text in self.output or self.process.poll() is not None, timeout_s, f"'{text}'")
         assert text in self.output, f"ended with {self.process.returncode} before '{text}':\n{self.output}"
+
+    def wait_for_after(self, start: int, text: str, timeout_s: float) -> None:
+        """Waits until the output has ``text`` behind its character ``start``."""
+        self.until(lambda: text in self.output[start:] or self.process.poll() is not None, timeout_s, f"'{text}'")
+        assert text in self.output[start:], f"ended with {self.process.returncode} before '{text}':\n{self.output}"
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the command alone."""
@@ -97,7 +103,8 @@ class Command:
         except psutil.NoSuchProcess:
             return []
 
-    def _until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    def until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Waits until ``condition`` holds; ``what`` names it in the failure."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +81,8 @@ def test_resumed(home: Path, tmp_path: Path) -> None:
     sets = [part for text in arguments(values) for part in ("--set", text)]
     command = Command("ray_jobs.search", "--config", "quickstart.yaml", *sets, cwd=tmp_path)
     command.wait_for("finished, best validation F1", 200)
-    command.wait_for("epoch 1/8", 100)
+    first = command.output.rindex("finished, best")
+    command.wait_for_after(first, "epoch 3/8", 100)
     command.send(signal.SIGKILL)
     command.finished(10)
     assert command.left_behind(10) == []
@@ -94,6 +96,8 @@ def test_resumed(home: Path, tmp_path: Path) -> None:
     more = [*sets, "--resume", "again", "--json-file", str(out)]
     resumed = Command("ray_jobs.search", "--config", "quickstart.yaml", *more, cwd=tmp_path)
     assert resumed.finished(300) == ExitCode.OK, resumed.output
+    told = [line for line in resumed.output.splitlines() if re.search(r"epoch \d/8", line)]
+    assert 1 <= len(told) <= 5, "the finished trial is not run again, and the other goes on from its last epoch"
     assert json.loads(out.read_text())["trials"] == {"finished": 2, "stopped_early": 0, "failed": 0}
     _, found = statuses(home)
     assert found == ["FINISHED"] * 3  # one parent, two trials, none twice

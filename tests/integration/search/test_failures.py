@@ -22,12 +22,22 @@ def command(home: Path, *more: str, **changes: str) -> list[str]:
     return ["--config", "quickstart.yaml", *(f"--set={text}" for text in arguments(values)), *more]
 
 
-def test_all_trials_fail_for_a_reason_that_is_told(
-    ray_cluster: RayCluster, tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def broken_checkpoint(tmp_path: Path) -> Path:
     checkpoint = write_tiny_model(tmp_path / "checkpoint")
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
+    return checkpoint
+
+
+def test_all_trials_fail_for_a_reason_that_is_told(
+    ray_cluster: RayCluster,
+    tracking_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = broken_checkpoint(tmp_path)
+    monkeypatch.setattr(search, "count_parameters", lambda *_: 1)  # the driver would find out by itself
     changes = {
         "model__checkpoint": str(checkpoint),
         "model__architecture": "null",
@@ -67,6 +77,32 @@ def test_a_misconfigured_run_writes_nothing(
     assert message in shown
     assert "Traceback" not in shown
     assert not home.exists()
+
+
+def test_weights_that_cannot_be_loaded_are_refused_before_any_trial(
+    ray_cluster: RayCluster, tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {
+        "model__checkpoint": str(broken_checkpoint(tmp_path)),
+        "model__architecture": "null",
+        "tracking__uri": tracking_uri,
+    }
+    assert search.main(command(tmp_path / "home", **changes)) == ExitCode.USAGE
+    assert f"model.checkpoint '{tmp_path / 'checkpoint'}' cannot be loaded" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_disk_without_room_is_refused(
+    ray_cluster: RayCluster,
+    tracking_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(search, "count_parameters", lambda *_: 10**15)
+    assert search.main(command(tmp_path / "home", tracking__uri=tracking_uri)) == ExitCode.UNREACHABLE
+    assert "make room" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
 
 
 def test_an_empty_space_is_refused(tmp_path: Path) -> None:

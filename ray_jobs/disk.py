@@ -1,0 +1,101 @@
+"""What a search keeps in its storage, and how much room it needs there."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fsspec
+
+from configs.schema import SearchConfig
+from ray_jobs import objectives
+from ray_jobs.command import StorageUnavailable, say
+from ray_jobs.trial import MODEL_FOLDER, checkpoint_name
+
+if TYPE_CHECKING:
+    from ray_jobs.tracking import Tracker, TrialRecord
+
+_BYTES_OF_MODEL = 4  # fp32 weights, per parameter
+_BYTES_OF_STATE = 12  # and the optimizer's two moments
+_FULL = "No space left on device"
+
+
+def is_full(error: BaseException | str) -> bool:
+    """Whether ``error`` says that a disk is full; also as the text that comes from another process."""
+    return _FULL in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+
+
+def needed_bytes(parameters: int, search: SearchConfig, concurrent: int) -> int:
+    """The most that a search's storage holds at once. ``parameters``: of one model, count.
+
+    A running trial has its best model, the state of its last epoch, and the checkpoint that is being written; the
+    best models of ended trials are kept.
+    """
+    running = 3 * (_BYTES_OF_MODEL + _BYTES_OF_STATE)
+    return parameters * (concurrent * running + (search.keep_best + 1) * _BYTES_OF_MODEL)
+
+
+def check_room(storage: str, needed: int) -> None:
+    """Raises StorageUnavailable when the disk of a local ``storage`` has less than ``needed`` bytes free."""
+    if "://" in storage:
+        return  # an object store has no end that could be asked for
+    folder = Path(storage)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageUnavailable(
+            f"search.storage {storage} has {free / 1e9:.2f} GB free, and this search needs up to "
+            f"{needed / 1e9:.2f} GB: make room, choose another search.storage, or lower search.max_concurrent or "
+            "search.keep_best"
+        )
+
+
+def losers(ended: Sequence[TrialRecord], search: SearchConfig) -> list[TrialRecord]:
+    """Those of the ``ended`` trials whose models need not be kept: failed ones, and all but the best by F1.
+
+    With several objectives the Pareto front is kept as well.
+    """
+    usable = sorted((t for t in ended if t.outcome != "failed" and t.model_uri), key=lambda t: -(t.f1 or 0.0))
+    front = objectives.front(usable, search) if len(search.objectives) > 1 else []
+    kept = {trial.trial_id for trial in [*usable[: search.keep_best], *front]}
+    return [trial for trial in ended if trial.trial_id not in kept]
+
+
+def remove_trial(trials: str, trial_id: str) -> None:
+    """Removes everything of a trial; ``trials``: the folder or URL that holds all of them."""
+    filesystem, path = fsspec.core.url_to_fs(f"{trials}/{trial_id}")
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def tidy(tracker: Tracker, trials: str, search: SearchConfig) -> None:
+    """Removes from ``trials`` what the ended trials of a search no longer need. Trouble with it is said, not raised:
+    the search has better things to do than to clean up."""
+    ended = [trial for trial in tracker.trials.values() if trial.outcome in ("finished", "stopped_early", "failed")]
+    lost = losers(ended, search)
+    try:
+        for trial in ended:
+            if trial in lost:
+                remove_trial(trials, trial.trial_id)
+                if trial.model_uri is not None:
+                    tracker.model_removed(trial.trial_id)
+            else:
+                keep_only_model(trials, trial)
+    except Exception as error:  # noqa: BLE001 - every store has exceptions of its own
+        say(f"{trials} could not be tidied: {error}")
+
+
+def keep_only_model(trials: str, trial: TrialRecord) -> None:
+    """Removes what an ended trial no longer needs: all but the model of its best epoch."""
+    filesystem, path = fsspec.core.url_to_fs(f"{trials}/{trial.trial_id}")
+    if not filesystem.exists(path):
+        return
+    best = f"{path}/{checkpoint_name(trial.best_epoch)}"
+    for folder, kept in ((path, best), (best, f"{best}/{MODEL_FOLDER}")):
+        for entry in filesystem.ls(folder, detail=False):
+            if entry.rstrip("/") != kept:
+                filesystem.rm(entry, recursive=True)
