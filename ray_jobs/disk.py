@@ -31,10 +31,10 @@ def is_full(error: BaseException | str) -> bool:
 def needed_bytes(parameters: int, search: SearchConfig, concurrent: int) -> int:
     """The most that a search's storage holds at once. ``parameters``: of one model, count.
 
-    A running trial has its best model, the state of its last epoch, and the checkpoint that is being written; the
-    best models of ended trials are kept.
+    A running trial has two best checkpoints, its last one, and one that is being written; the best models of ended
+    trials are kept.
     """
-    running = 3 * (_BYTES_OF_MODEL + _BYTES_OF_STATE)
+    running = 4 * (_BYTES_OF_MODEL + _BYTES_OF_STATE)
     return parameters * (concurrent * running + (search.keep_best + 1) * _BYTES_OF_MODEL)
 
 

@@ -87,8 +87,9 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
             name=name,
             storage_path=plan.storage,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-            # Besides the one that scores highest Train keeps the last, from which an interrupted run goes on.
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=_KEEP),
+            # Besides the best Train keeps the last, from which an interrupted run goes on. Two of the best, because the
+            # driver hears of a new one only after Train has removed what it replaces, and may be stopped in between.
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=_KEEP),
             # Train gives up on a place after a minute, and does so this often before the trial fails.
             failure_config=ray.train.FailureConfig(
                 controller_failure_limit=round(search.placement_timeout_s / 60)  # type: ignore[call-arg]
