@@ -12,6 +12,7 @@ import optuna
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from ray_jobs import objectives
 from ray_jobs.history import SearchHistory, TrialHistory, short, short_names
 from ray_jobs.tuning import distribution
 
@@ -215,6 +216,31 @@ def cost(search: SearchHistory) -> go.Figure:
     return _finished(figure, x="trial, in the order of their start", y=f"{resource}-{unit}")
 
 
+def pareto_front(search: SearchHistory) -> go.Figure:
+    """Optuna's picture of several objectives: what no other trial beats in everything, the rest, and the winner."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    settings = search.settings.search
+    names, directions = zip(*(objectives.GOALS[objective] for objective in settings.objectives), strict=True)
+    rated = {trial.number: found for trial in search.by_start if (found := objectives.values(trial, settings))}
+    if not rated:
+        raise NothingToDraw("No trial has a value in every objective.")
+    study = optuna.create_study(directions=["maximize" if way == "max" else "minimize" for way in directions])
+    study.add_trials([optuna.create_trial(values=list(found)) for found in rated.values()])
+    figure = optuna.visualization.plot_pareto_front(study, target_names=list(names))
+    named = (("stopped_early", "another trial is better in everything"), ("finished", "on the front"))
+    for trace, (kind, name) in zip(figure.data, named, strict=True):
+        trace.update(marker=None, name=name, showlegend=True, hovertemplate="%{x:.4f}, %{y:,.6g}<extra></extra>")
+        trace.update(marker={"color": COLOURS[kind], "size": 7})
+    if search.winner is not None and search.winner.number in rated:
+        point = dict(zip("xyz", rated[search.winner.number], strict=False))
+        marker = {"color": COLOURS["winner"], "symbol": "star" if len(point) < 3 else "diamond", "size": 15}
+        star = go.Scatter3d if len(point) == 3 else go.Scatter
+        hover = _describe(search, search.winner) + "<extra></extra>"
+        figure.add_trace(star(**{k: [v] for k, v in point.items()}, mode="markers", marker=marker, name="to the gate",
+                              hovertemplate=hover))  # fmt: skip
+    return _finished(figure, height=440)
+
+
 # In the order of the page: title, what it shows, how it is drawn.
 PICTURES: Sequence[tuple[str, str, Callable[[SearchHistory], go.Figure]]] = (
     (
@@ -252,6 +278,18 @@ PICTURES: Sequence[tuple[str, str, Callable[[SearchHistory], go.Figure]]] = (
         cost,
     ),
 )
+
+
+_PARETO = (
+    "Pareto front",
+    "Trials by their objectives. A trial on the front is beaten in everything by no other; the star goes to the gate.",
+    pareto_front,
+)
+
+
+def pictures_of(search: SearchHistory) -> Sequence[tuple[str, str, Callable[[SearchHistory], go.Figure]]]:
+    """The pictures of this search."""
+    return [_PARETO, *PICTURES] if len(search.settings.search.objectives) > 1 else PICTURES
 
 
 def study_of(search: SearchHistory) -> optuna.Study:

@@ -92,6 +92,12 @@ class SearchHistory:
         return self.trials[0] if self.trials and self.trials[0].gave_model else None
 
     @property
+    def why(self) -> str | None:
+        """With several objectives, why the winner goes to the gate."""
+        chosen = objectives.choose(self.trials, self.settings.search)
+        return chosen[1] if chosen else None
+
+    @property
     def by_start(self) -> list[TrialHistory]:
         """The trials in the order in which they began."""
         return sorted(self.trials, key=lambda trial: trial.number)

@@ -114,6 +114,8 @@ def _outcome(search: SearchHistory, experiment_id: str) -> list[str]:
         return [f"**No winner**: none of the {len(search.trials)} trials gave a model.", *first]
     link = f"[{winner.run_id}](#/experiments/{experiment_id}/runs/{winner.run_id})" if winner.run_id else "unknown"
     lines = [f"**Winner: run {link}, validation F1 {winner.f1:.4f}**, after epoch {winner.best_epoch}"]
+    if search.why is not None:
+        lines += ["", f"to the gate because: {search.why}"]
     if winner.parameters:  # in one line: MLflow folds a description after a few
         given = ", ".join(f"`{key}` {short(value, 6)}" for key, value in sorted(winner.parameters.items()))
         lines += ["", f"with {given}"]

@@ -34,6 +34,8 @@ def headline(search: SearchHistory) -> str:
         reason = f": {html.escape(search.first_error[:300])}" if search.first_error else "."
         return f"None of the {len(search.trials)} trials gave a model{reason}"
     given = f" with {html.escape(_parameters(winner))}" if winner.parameters else ""
+    if search.why is not None:
+        return f"Trial {winner.number} goes to the gate{given}: {html.escape(search.why)}."
     return (
         f"Trial {winner.number} has the best validation F1, <b>{winner.f1:.4f}</b>, "
         f"after epoch {winner.best_epoch} of {winner.full_epochs}{given}."
@@ -44,10 +46,10 @@ def _pictures(search: SearchHistory) -> str:
     # Only here: plotly and Optuna take a second to import, which no command but this one needs.
     from plotly.offline import get_plotlyjs
 
-    from ray_jobs.figures import PICTURES, NothingToDraw
+    from ray_jobs.figures import NothingToDraw, pictures_of
 
     parts = [f"<script>{get_plotlyjs()}</script>"]
-    for title, caption, draw in PICTURES:
+    for title, caption, draw in pictures_of(search):
         try:
             figure = draw(search)
             drawn = figure.to_html(
@@ -72,7 +74,7 @@ def _tiles(search: SearchHistory) -> list[tuple[str, str]]:
     saved = sum(trial.saved_seconds for trial in search.trials) * held
     share = f"{saved / (spent + saved):.0%}" if spent + saved else "0%"
     return [
-        (f"{search.winner.f1:.4f}" if search.winner else "-", "best validation F1"),
+        (f"{search.winner.f1:.4f}" if search.winner else "-", f"{'best ' if search.why is None else ''}validation F1"),
         (str(len(search.trials)), html.escape(counts(search, total=False) or "no trial began")),
         (duration(search.seconds), f"with {search.slots} trial{'s' if search.slots != 1 else ''} at a time"),
         (amount(spent), f"of {resource} time"),

@@ -19,8 +19,10 @@ SPACE = {
 }
 
 
-def epoch(time: float, trial: str, number: int, f1: float, best: tuple[float, int], seconds: float) -> dict[str, Any]:
-    """The event of one reported epoch; ``best``: F1 and epoch of the best until then."""
+def epoch(
+    time: float, trial: str, number: int, f1: float, best: tuple[float, int], seconds: float, **more: float
+) -> dict[str, Any]:
+    """The event of one reported epoch; ``best``: F1 and epoch of the best until then; ``more``: further metrics."""
     metrics = {
         "epoch": number,
         "validation_f1": f1,
@@ -29,7 +31,7 @@ def epoch(time: float, trial: str, number: int, f1: float, best: tuple[float, in
         "seconds": seconds,
         "model_uri": f"/models/{trial}/epoch-{best[1]}",
     }
-    return {"time": time, "event": "epoch", "trial": trial, "metrics": metrics}
+    return {"time": time, "event": "epoch", "trial": trial, "metrics": metrics | more}
 
 
 def realistic(trials: int = 24, slots: int = 4, epochs: int = 6, seed: int = 3) -> Iterator[dict[str, Any]]:
@@ -59,7 +61,7 @@ def realistic(trials: int = 24, slots: int = 4, epochs: int = 6, seed: int = 3) 
                 break
             f1 = top - (top - 0.55) * math.exp(-1.1 * step) + draw.gauss(0, 0.003)
             best = (f1, step) if f1 > best[0] else best
-            events.append(epoch(time, trial, step, f1, best, pace))
+            events.append(epoch(time, trial, step, f1, best, pace, parameters=1e5 * parameters["training.batch_size"]))  # type: ignore[operator]
             if number == trials - 2 and step == 1:
                 outcome = "killed"
                 break
@@ -78,7 +80,8 @@ def realistic(trials: int = 24, slots: int = 4, epochs: int = 6, seed: int = 3) 
 def write_search(folder: Path, events: Iterable[dict[str, Any]], space: dict[str, str] = SPACE) -> Path:
     """A search's storage folder with journal and settings."""
     folder.mkdir(parents=True)
-    settings = load_settings(None, ["training.epochs=6", *(f"{key}={value}" for key, value in space.items())])
+    values = {"training.epochs": "6"} | space
+    settings = load_settings(None, [f"{key}={value}" for key, value in values.items()])
     (folder / "settings.json").write_text(settings.model_dump_json())
     (folder / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder

@@ -15,7 +15,7 @@ from ray_jobs.figures import PICTURES, NothingToDraw
 from ray_jobs.history import read_search
 from ray_jobs.report import BEST, NOTE, description, leave, main, publish, write
 from serve_app import mlflow_client as names
-from tests.unit.report.journals import epoch, realistic, write_search
+from tests.unit.report.journals import SPACE, epoch, realistic, write_search
 
 PARAMETERS = {
     "training.learning_rate": 1e-4,
@@ -79,6 +79,25 @@ def test_report_of_a_search_that_went_wrong(case: str, tmp_path: Path) -> None:
     assert len(reasons) == missing
     assert "could not be drawn" not in " ".join(reasons)
     assert "<b>boom</b>" not in text
+
+
+def test_several_objectives_have_their_front(tmp_path: Path) -> None:
+    changes = SPACE | {"search.objectives": "[f1 max, parameters min]", "search.max_f1_drop": "0.03"}
+    folder = write_search(tmp_path / "two", realistic(), changes)
+    text, missing = drawn(folder)
+    assert missing == []
+    assert text.count('class="plotly-graph-div"') == len(PICTURES) + 1
+    search = read_search(str(folder), "two")
+    assert search.winner is not None
+    assert search.winner.f1 != max(trial.f1 or 0.0 for trial in search.trials)
+    assert f"Trial {search.winner.number} goes to the gate" in text
+    assert "is the least within 0.03 of the highest F1" in description(search, "parent", "7", {}, "r")
+
+
+def test_several_objectives_of_which_nothing_came(tmp_path: Path) -> None:
+    changes = SPACE | {"search.objectives": "[f1 max, parameters min]"}
+    _, missing = drawn(write_search(tmp_path / "two", trial("a", [], outcome="failed", error="x"), changes))
+    assert missing[0] == "No trial has a value in every objective."
 
 
 def test_search_without_a_space(tmp_path: Path) -> None:
