@@ -372,7 +372,9 @@ class SearchConfig(Section):
     )
     max_failures: int = Field(1, ge=0, le=100, description="Times a failed trial is started again, count.")
     time_budget_s: float | None = Field(
-        None, gt=0.0, description="The search ends after this many seconds with its best so far; default: no limit."
+        None,
+        gt=0.0,
+        description="A command's trials end after this many seconds, best so far kept; default: never.",
     )
     cluster_wait_s: float = Field(
         0.0, ge=0.0, description="Longest wait at the start for a cluster, which is asked to grow, to hold a trial, s."

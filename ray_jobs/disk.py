@@ -31,10 +31,10 @@ def is_full(error: BaseException | str) -> bool:
 def needed_bytes(parameters: int, search: SearchConfig, concurrent: int) -> int:
     """The most that a search's storage holds at once. ``parameters``: of one model, count.
 
-    A running trial has two best checkpoints, its last one, and one that is being written; the best models of ended
+    A running trial has three best checkpoints, its last one, and one that is being written; the best models of ended
     trials are kept.
     """
-    running = 4 * (_BYTES_OF_MODEL + _BYTES_OF_STATE)
+    running = 5 * (_BYTES_OF_MODEL + _BYTES_OF_STATE)
     return parameters * (concurrent * running + (search.keep_best + 1) * _BYTES_OF_MODEL)
 
 
@@ -77,24 +77,24 @@ def tidy(tracker: Tracker, trials: str, search: SearchConfig) -> None:
     the search has better things to do than to clean up."""
     ended = [trial for trial in tracker.trials.values() if trial.outcome in ("finished", "stopped_early", "failed")]
     lost = losers(ended, search)
-    try:
-        for trial in ended:
+    for trial in ended:
+        try:
             if trial in lost:
                 remove_trial(trials, trial.trial_id)
                 if trial.model_uri is not None:
                     tracker.model_removed(trial.trial_id)
             else:
                 keep_only_model(trials, trial)
-    except Exception as error:  # noqa: BLE001 - every store has exceptions of its own
-        say(f"{trials} could not be tidied: {error}")
+        except Exception as error:  # noqa: BLE001 - every store has exceptions of its own
+            say(f"{trials}/{trial.trial_id} could not be tidied: {error}")
 
 
 def keep_only_model(trials: str, trial: TrialRecord) -> None:
     """Removes what an ended trial no longer needs: all but the model of its best epoch."""
     filesystem, path = fsspec.core.url_to_fs(f"{trials}/{trial.trial_id}")
-    if not filesystem.exists(path):
-        return
     best = f"{path}/{checkpoint_name(trial.best_epoch)}"
+    if not filesystem.exists(f"{best}/{MODEL_FOLDER}"):
+        return
     for folder, kept in ((path, best), (best, f"{best}/{MODEL_FOLDER}")):
         for entry in filesystem.ls(folder, detail=False):
             if entry.rstrip("/") != kept:

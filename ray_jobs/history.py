@@ -153,7 +153,7 @@ def history(events: Iterable[Mapping[str, Any]], settings: Settings, name: str) 
         elif trial_id in trials and event.get("event") in ("epoch", "ended"):
             _apply(trials[trial_id], event, time)
     for trial in trials.values():
-        trial.full_epochs = settings.with_parameters(trial.parameters).training.epochs
+        trial.full_epochs = trial.parameters.get("training.epochs", settings.training.epochs)
     pauses = _pauses([attempt for trial in trials.values() for attempt in trial.attempts])
     ranked = sorted(trials.values(), key=lambda trial: (trial.outcome == "failed", -(trial.f1 or -1.0), trial.number))
     ranked = objectives.gate_first(ranked, settings.search)

@@ -31,6 +31,7 @@ class Progress:
     settings: Settings
     started: float = field(default_factory=time.monotonic)
     over_before: int = 0
+    placements: dict[str, str] = field(default_factory=dict)  # of the trials' workers, by trial id
 
     @property
     def over(self) -> int:
@@ -91,6 +92,8 @@ class TrackingCallback(Callback):
     ) -> None:
         """A trial reported an epoch."""
         tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
+        if result.get(PLACEMENT):
+            _searches[self._search].placements[trial.trial_id] = result[PLACEMENT]
         kept = {key: value for key, value in result.items() if key in _EPOCH_FIELDS or key.startswith("system/")}
         if kept["epoch"] <= tracker.trials[trial.trial_id].epochs:
             return  # a trial that goes on tells again what it had reached
@@ -108,10 +111,7 @@ class TrackingCallback(Callback):
         tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
         release_workers((trial.last_result or {}).get(PLACEMENT))
         record = tracker.trials[trial.trial_id]
-        parameters = settings.with_parameters(record.parameters).training
-        patience = parameters.early_stop_patience
-        out_of_patience = patience is not None and record.epochs - record.best_epoch >= patience
-        stopped = record.epochs < parameters.epochs and not out_of_patience
+        stopped = not ran_to_its_end(record, settings)
         tracker.trial_ended(trial.trial_id, "stopped_early" if stopped else "finished")
         self._tidy()
         self._line(trial, f"{'stopped early' if stopped else 'finished'}, best validation F1 {record.f1 or 0:.4f}, "
@@ -135,6 +135,14 @@ class TrackingCallback(Callback):
         message = failure_message(trial)
         self._line(trial, f"failed and goes on from its last epoch: {message}")
         self._end_if_full(message)
+
+    def end_running(self) -> None:
+        """Ends the trials that run when Tune has returned: a search that is told to end leaves them without a word."""
+        search = _searches[self._search]
+        for record in search.tracker.trials.values():
+            if record.outcome == "running":
+                release_workers(search.placements.get(record.trial_id))
+                search.tracker.trial_ended(record.trial_id, "killed")
 
     def _tidy(self) -> None:
         tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
@@ -184,6 +192,13 @@ _EPOCH_FIELDS = frozenset(
         "processor parameters latency_ms"
     ).split()
 )
+
+
+def ran_to_its_end(trial: TrialRecord, settings: Settings) -> bool:
+    """Whether a trial had all its epochs or ran out of patience; otherwise somebody stopped it."""
+    epochs = trial.parameters.get("training.epochs", settings.training.epochs)
+    patience = trial.parameters.get("training.early_stop_patience", settings.training.early_stop_patience)
+    return trial.epochs >= epochs or (patience is not None and trial.epochs - trial.best_epoch >= patience)
 
 
 def failure_message(trial: Trial) -> str:

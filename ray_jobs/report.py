@@ -52,11 +52,13 @@ def write(folder: str, name: str, run_ids: Mapping[str, str | None] | None = Non
 def publish(client: MlflowClient, parent_run_id: str, folder: str, search: SearchHistory) -> None:
     """Puts the written report and the description on the parent run, and marks the winner's run."""
     parent = client.get_run(parent_run_id)
-    before, winner = parent.data.tags.get(names.BEST_RUN), search.winner
+    winner = search.winner
     if winner is not None and winner.run_id is not None:
-        if before not in (None, winner.run_id):  # of a search that was interrupted, and went on
-            client.set_tag(before, BEST, "false")
-            client.set_tag(before, NOTE, "")
+        marked = f"tags.`{names.PARENT_RUN}` = '{parent_run_id}' and tags.`{BEST}` = 'true'"
+        for run in client.search_runs([parent.info.experiment_id], marked):
+            if run.info.run_id != winner.run_id:  # of a search that was interrupted, and went on
+                client.set_tag(run.info.run_id, BEST, "false")
+                client.set_tag(run.info.run_id, NOTE, "")
         client.set_tag(winner.run_id, BEST, "true")
         client.set_tag(winner.run_id, NOTE, _winner_note(search.name, winner.f1 or 0.0, winner.best_epoch))
     note = description(search, parent_run_id, parent.info.experiment_id, parent.data.tags, f"{folder}/{REPORT_FILE}")
@@ -143,7 +145,14 @@ def rewrite(settings: Settings, *, search: str | None = None, run_id: str | None
         return f"{folder}/{REPORT_FILE}"
     assert run_id is not None
     client = names.connect(settings.tracking)
-    parent = client.get_run(run_id)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        parent = client.get_run(run_id)
+    except MlflowException as error:
+        if names.is_unreachable(error):
+            raise
+        raise ConfigError(f"run '{run_id}' does not exist at {names.redact(client.tracking_uri)}") from None
     if parent.data.tags.get(names.KIND) != names.KIND_SEARCH:
         raise ConfigError(f"run '{run_id}' is no search's parent run: its tag {names.KIND} is "
                           f"{parent.data.tags.get(names.KIND)!r}")  # fmt: skip

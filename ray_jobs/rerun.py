@@ -68,10 +68,13 @@ class EarlierRun:
             say(f"not the same as run {self.run_id}: validation F1 of epoch {epoch} was {before[epoch]!r}, is "
                 f"{now[epoch]!r}{self._suspects(client.get_run(run_id).data.tags)}")  # fmt: skip
             return False
+        shared = before.keys() & now.keys()
+        if not shared:
+            say(f"run {self.run_id} had no epoch to compare with")
+            return None
         further = f"; that one ended there, this one went on to epoch {max(now)}" if now.keys() > before.keys() else ""
-        say(f"the same validation F1 as run {self.run_id}, to the last digit, in epochs 1 to {max(before)}{further}"
-            if before else f"run {self.run_id} had no epoch to compare with")  # fmt: skip
-        return True if before else None
+        say(f"the same validation F1 as run {self.run_id}, to the last digit, in epochs 1 to {max(shared)}{further}")
+        return True
 
     def _suspects(self, now: Mapping[str, str]) -> str:
         told = {PROCESSOR: "processor", PRECISION: "precision", "trialgate.git_revision": "code"}

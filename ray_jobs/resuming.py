@@ -17,6 +17,7 @@ from ray.tune.search import SearchGenerator
 from ray.tune.search.searcher import Searcher
 
 from configs.schema import Settings
+from ray_jobs.progress import ran_to_its_end
 from ray_jobs.tracking import Tracker, TrialRecord
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class Past:
                 known[trial_id] = EarlierTrial(trial_id)
                 scheduler.on_trial_add(None, known[trial_id])  # type: ignore[arg-type]
             decisions[trial_id] = scheduler.on_trial_result(None, known[trial_id], metrics)  # type: ignore[arg-type]
+        for trial in self.interrupted:
+            # The median rule knows trials as objects: this one would be another trial beside the one that goes on.
+            getattr(scheduler, "_results", {}).pop(known.get(trial.trial_id), None)
         return {trial.trial_id: decisions.get(trial.trial_id, TrialScheduler.CONTINUE) for trial in self.interrupted}
 
 
@@ -99,9 +103,7 @@ def settle(tracker: Tracker, settings: Settings, scheduler: TrialScheduler | Non
     past = Past.of(tracker)
     decisions = past.tell(scheduler) if scheduler is not None else {}
     for trial in past.interrupted:
-        training = settings.with_parameters(trial.parameters).training
-        patience = training.early_stop_patience
-        if trial.epochs >= training.epochs or (patience and trial.epochs - trial.best_epoch >= patience > 0):
+        if trial.epochs and ran_to_its_end(trial, settings):
             tracker.trial_ended(trial.trial_id, "finished")
         elif trial.epochs and decisions.get(trial.trial_id) == TrialScheduler.STOP:
             tracker.trial_ended(trial.trial_id, "stopped_early")

@@ -217,22 +217,23 @@ def run_trials(
     from ray import tune
 
     settle(tracker, settings, new_scheduler(settings.search, settings.training.epochs))
-    past = Past.of(tracker)
+    past, trials = Past.of(tracker), f"{storage}/trials"
     if len(past.settled) >= settings.search.trials:
+        disk.tidy(tracker, trials, settings.search)
         return
     if settings.search.time_budget_s is not None:
         tracker.deadline = time.monotonic() + settings.search.time_budget_s
-    trials = f"{storage}/trials"
-    plan = TrialPlan(settings.model_dump(mode="json"), trials, ray.put(data))
+    known = {trial.trial_id: trial.epochs for trial in past.interrupted}
+    plan = TrialPlan(settings.model_dump(mode="json"), trials, ray.put(data), known)
     trainable = tune.with_resources(functools.partial(run_trial, plan=plan), {"node:__internal_head__": 0.001})
     with TrackingCallback.of(tracker, name, settings) as callback:
         new_tuner(settings, trainable, callback, storage, concurrent, past, earlier).fit()
-    for trial in tracker.trials.values():
-        if trial.outcome == "running":  # Tune ends such trials without a word when the search is told to end
-            tracker.trial_ended(trial.trial_id, "killed")
+        callback.end_running()
     disk.tidy(tracker, trials, settings.search)
     if tracker.ending is not None:
         say(f"search {name} ends with its best so far: {tracker.ending} (go on with it by --resume {name})")
+        if tracker.storage_problem is not None:
+            raise tracker.storage_problem
         if disk.is_full(tracker.ending):
             raise StorageUnavailable(f"search.storage {storage} is full: {tracker.ending}")
 
@@ -258,6 +259,9 @@ def finish(tracker: Tracker, name: str, search: SearchConfig) -> None:
         raise TrackingUnavailable(f"{error}\nWhen MLflow is back: --resume {name}") from error
     if best is None:
         errors = [trial.error for trial in trials if trial.error]
+        if tracker.ending is not None and not errors:
+            raise AllTrialsFailed(f"no trial had an epoch when the search ended: {tracker.ending}; go on with it by "
+                                  f"--resume {name}")  # fmt: skip
         raise AllTrialsFailed(f"all {len(trials)} trials failed; the first error was: "
                         f"{errors[0] if errors else 'no trial reported an epoch'}")  # fmt: skip
 

@@ -88,17 +88,26 @@ class Journal:
     def append(self, event: Mapping[str, Any]) -> None:
         """Writes one event; it is on disk (or in the store) when this returns. Raises StorageUnavailable."""
         line = json.dumps(event)
-        self._lines.append(line)
         try:
             if self._local:
-                with open(self._location, "a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-                return
-            # Object stores cannot append. A journal is small: a few hundred bytes per epoch of a trial.
-            with fsspec.open(self._location, "w", encoding="utf-8") as file:
-                file.write("\n".join(self._lines) + "\n")
+                self._append_line(line)
+            else:
+                # Object stores cannot append. A journal is small: a few hundred bytes per epoch of a trial.
+                with fsspec.open(self._location, "w", encoding="utf-8") as file:
+                    file.write("\n".join([*self._lines, line]) + "\n")
+            self._lines.append(line)
         except Exception as error:  # every store has exceptions of its own
             raise StorageUnavailable(f"the search's journal {self._location} cannot be written: {error}") from error
+
+    def _append_line(self, line: str) -> None:
+        before = os.path.getsize(self._location) if os.path.exists(self._location) else 0
+        try:
+            with open(self._location, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError:
+            if os.path.exists(self._location):
+                os.truncate(self._location, before)  # a full disk takes part of a line
+            raise
 
     def _read(self) -> list[str]:
         try:
@@ -119,6 +128,7 @@ class Tracker:
         self.trials: dict[str, TrialRecord] = {}
         self.deadline = math.inf  # of the search, by time.monotonic()
         self.ending: str | None = None  # why the search ends before its last trial
+        self.storage_problem: StorageUnavailable | None = None  # since when nothing is written to the journal
         self._experiment_id = experiment_id
         self._journal = journal
         self._shared_tags: dict[str, str] = {}
@@ -172,7 +182,12 @@ class Tracker:
 
     def _record(self, event: dict[str, Any], at: float | None = None) -> None:
         event = {"time": time.time() if at is None else at, **event}
-        self._journal.append(event)
+        if self.storage_problem is None:
+            try:
+                self._journal.append(event)
+            except StorageUnavailable as error:
+                # Raised here, inside Tune, it would lose its type. The search is told to end, and raises it then.
+                self.storage_problem, self.ending = error, str(error)
         self._apply_to_records(event)
         self._queue.put(event)
 
@@ -298,6 +313,8 @@ def start_parent_run(
     tags = {**tags, **names.owner_tags(), names.KIND: names.KIND_SEARCH, names.SEARCH_NAME: name}
     if found:
         run_id = found[0].info.run_id
+        if names.ENDING in found[0].data.tags:
+            client.delete_tag(run_id, names.ENDING)
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
         client.update_run(run_id, status="RUNNING")

@@ -5,13 +5,14 @@ torch is imported where training happens: neither the Tune function nor Train's 
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.loading import ConfigError
-from configs.schema import Settings
+from configs.schema import Choice, Settings
 from ray_jobs.machine import Usage, processor
 
 if TYPE_CHECKING:
@@ -46,11 +47,13 @@ class SearchData:
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What the trials of a search share. ``storage``: absolute path or URL of their folders."""
+    """What the trials of a search share. ``storage``: absolute path or URL of their folders. ``known_epochs``: how many
+    the search has heard of, by the ids of the trials that go on."""
 
     settings: dict[str, Any]
     storage: str
     data: ray.ObjectRef[SearchData]
+    known_epochs: dict[str, int] = field(default_factory=dict)
 
 
 def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
@@ -87,9 +90,9 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
             name=name,
             storage_path=plan.storage,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-            # Besides the best Train keeps the last, from which an interrupted run goes on. Two of the best, because the
-            # driver hears of a new one only after Train has removed what it replaces, and may be stopped in between.
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=_KEEP),
+            # Besides the best Train keeps the last, from which an interrupted run goes on. Three of the best, because
+            # the driver hears of a new one up to two reports after Train has removed what it replaces.
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=3, checkpoint_score_attribute=_KEEP),
             # Train gives up on a place after a minute, and does so this often before the trial fails.
             failure_config=ray.train.FailureConfig(
                 controller_failure_limit=round(search.placement_timeout_s / 60)  # type: ignore[call-arg]
@@ -178,7 +181,7 @@ def train_worker(config: dict[str, Any]) -> None:
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
 
     # An earlier attempt may have been lost before its reports arrived; the driver passes over those it knows.
-    for epoch in trainer.reports:
+    for epoch in trainer.reports[plan.known_epochs.get(config["name"], 0) :]:
         ray.train.report(metrics_of(epoch))
     trainer.run(report)
 
@@ -189,7 +192,11 @@ def checkpoint_name(epoch: int) -> str:
 
 
 def count_parameters(settings: Settings, data: SearchData) -> int:
-    """Parameters of the model of ``settings``, count. Raises ConfigError when it cannot be made."""
+    """Parameters of the largest model of the search, count. Raises ConfigError when it cannot be made."""
+    with contextlib.suppress(ValueError, TypeError):  # not every combination of ends is a model
+        largest = {key: max(space.values) if isinstance(space, Choice) else space.high
+                   for key, space in settings.search.space.items() if key.startswith("model.")}  # fmt: skip
+        settings = settings.with_parameters(largest)
     try:
         model, _ = build_model(settings, data)
     except Exception as error:  # safetensors, transformers and torch have their own

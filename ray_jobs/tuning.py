@@ -88,7 +88,7 @@ def new_searcher(
         metric=metrics if several else metrics[0],
         mode=modes if several else modes[0],
         # Another seed after a resume: the same one would draw the first trials once more.
-        sampler=new_sampler(search, earlier, search.seed + 1_000_003 * len(past.trials)),
+        sampler=new_sampler(search, earlier, (search.seed + 1_000_003 * len(past.trials)) % 2**32),
         storage=storage,
         study_name=_STUDY,
     )
@@ -134,6 +134,8 @@ def new_scheduler(search: SearchConfig, epochs: int) -> TrialScheduler | None:
     options = search.scheduler_options
     if search.scheduler == "none":
         return None
+    if (searched := search.space.get("training.epochs")) is not None:
+        epochs = int(max(searched.values) if isinstance(searched, Choice) else searched.high)
     shared = {"time_attr": "epoch", "metric": OBJECTIVE, "mode": "max", "grace_period": options["grace_epochs"]}
     if search.scheduler == "median":
         # While there are too few trials to compare with, the rule would pause one to let others come as far, and our

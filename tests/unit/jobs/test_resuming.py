@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -11,6 +12,7 @@ import pytest
 
 from configs.loading import load_settings
 from configs.schema import Settings
+from ray_jobs.command import StorageUnavailable
 from ray_jobs.resuming import EarlierTrial, Past, settle
 from ray_jobs.tracking import Journal, Tracker
 from ray_jobs.trial import OBJECTIVE
@@ -99,6 +101,28 @@ def test_the_study_has_no_trial_that_runs(tracker: Tracker, settings: Settings) 
     assert study.best_value == 0.8
     assert study.ask(space).params == {"training.learning_rate": 3e-3}
     assert study.ask(space).params != {"training.learning_rate": 3e-3}
+
+
+def test_a_journal_that_cannot_be_written_ends_the_search_and_loses_nothing_before(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    tracker = Tracker(MagicMock(), "1", Journal(str(folder / "journal.jsonl")), "parent")
+    run(tracker, "first", [0.5], "finished")
+    shutil.rmtree(folder)  # the storage is gone
+    run(tracker, "second", [0.5, 0.6], "finished")
+    assert isinstance(tracker.storage_problem, StorageUnavailable)
+    assert "cannot be written" in (tracker.ending or "")
+    assert tracker.trials["second"].f1 == 0.6
+    assert {event["trial"] for event in tracker.journal.events} == {"first"}
+
+
+def test_the_median_rule_does_not_count_an_interrupted_trial_twice(tracker: Tracker, settings: Settings) -> None:
+    settings.search.scheduler = "median"
+    run(tracker, "done", [0.5, 0.6, 0.7, 0.8], "finished")
+    run(tracker, "open", [0.4])
+    rule = new_scheduler(settings.search, settings.training.epochs)
+    assert rule is not None
+    Past.of(tracker).tell(rule)
+    assert [trial.trial_id for trial in rule._results] == ["done"]
 
 
 def test_the_time_between_two_attempts_is_not_the_trials(tracker: Tracker, settings: Settings) -> None:
