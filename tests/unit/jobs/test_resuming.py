@@ -115,8 +115,8 @@ def test_a_journal_that_cannot_be_written_ends_the_search_and_loses_nothing_befo
     assert {event["trial"] for event in tracker.journal.events} == {"first"}
 
 
-def test_the_median_rule_does_not_count_an_interrupted_trial_twice(tracker: Tracker, settings: Settings) -> None:
-    settings.search.scheduler = "median"
+def test_the_median_rule_does_not_count_an_interrupted_trial_twice(tracker: Tracker) -> None:
+    settings = load_settings(None, ["training.epochs=4", "search.scheduler=median"])
     run(tracker, "done", [0.5, 0.6, 0.7, 0.8], "finished")
     run(tracker, "open", [0.4])
     rule = new_scheduler(settings.search, settings.training.epochs)
