@@ -72,12 +72,18 @@ def remove_trial(trials: str, trial_id: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
-def tidy(tracker: Tracker, trials: str, search: SearchConfig) -> None:
+def tidy(tracker: Tracker, trials: str, search: SearchConfig, just_ended: str | None = None) -> None:
     """Removes from ``trials`` what the ended trials of a search no longer need. Trouble with it is said, not raised:
-    the search has better things to do than to clean up."""
+    the search has better things to do than to clean up.
+
+    ``just_ended``: the one trial that has not been looked at yet (default: all); of the others only models that have
+    become losers are touched, so that a long search does not walk through its storage whenever a trial ends.
+    """
     ended = [trial for trial in tracker.trials.values() if trial.outcome in ("finished", "stopped_early", "failed")]
     lost = losers(ended, search)
     for trial in ended:
+        if just_ended not in (None, trial.trial_id) and not (trial in lost and trial.model_uri):
+            continue
         try:
             if trial in lost:
                 remove_trial(trials, trial.trial_id)

@@ -113,7 +113,7 @@ class TrackingCallback(Callback):
         record = tracker.trials[trial.trial_id]
         stopped = not ran_to_its_end(record, settings)
         tracker.trial_ended(trial.trial_id, "stopped_early" if stopped else "finished")
-        self._tidy()
+        self._tidy(trial)
         self._line(trial, f"{'stopped early' if stopped else 'finished'}, best validation F1 {record.f1 or 0:.4f}, "
                    f"{duration(record.seconds)}", over=True)  # fmt: skip
 
@@ -125,7 +125,7 @@ class TrackingCallback(Callback):
             tracker.trial_started(trial.trial_id, trial.config)
         message = failure_message(trial)
         tracker.trial_ended(trial.trial_id, "failed", message)
-        self._tidy()
+        self._tidy(trial)
         self._end_if_full(message)
         self._line(trial, f"failed: {message}", over=True)
 
@@ -144,9 +144,9 @@ class TrackingCallback(Callback):
                 release_workers(search.placements.get(record.trial_id))
                 search.tracker.trial_ended(record.trial_id, "killed")
 
-    def _tidy(self) -> None:
+    def _tidy(self, ended: Trial) -> None:
         tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
-        disk.tidy(tracker, f"{settings.search.storage}/{self._search}/trials", settings.search)
+        disk.tidy(tracker, f"{settings.search.storage}/{self._search}/trials", settings.search, ended.trial_id)
 
     def _end_if_full(self, message: str) -> None:
         if disk.is_full(message):  # the next trials would fail as well

@@ -12,6 +12,7 @@ import pytest
 
 from configs.loading import load_settings
 from configs.schema import Settings
+from ray_jobs import disk
 from ray_jobs.command import StorageUnavailable
 from ray_jobs.resuming import EarlierTrial, Past, settle
 from ray_jobs.tracking import Journal, Tracker
@@ -123,6 +124,26 @@ def test_the_median_rule_does_not_count_an_interrupted_trial_twice(tracker: Trac
     assert rule is not None
     Past.of(tracker).tell(rule)
     assert [trial.trial_id for trial in rule._results] == ["done"]
+
+
+def test_tidying_touches_the_trial_that_ended_and_new_losers_alone(
+    tracker: Tracker, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.search.keep_best = 1
+    run(tracker, "best", [0.9], "finished")
+    run(tracker, "loser", [0.5], "finished")
+    touched: list[str] = []
+    monkeypatch.setattr(disk, "remove_trial", lambda _, trial_id: touched.append(trial_id))
+    monkeypatch.setattr(disk, "keep_only_model", lambda _, trial: touched.append(trial.trial_id))
+    disk.tidy(tracker, str(tmp_path), settings.search, "best")
+    assert touched == ["best", "loser"]
+    assert tracker.trials["loser"].model_uri is None
+    touched.clear()
+    run(tracker, "third", [0.6], "finished")
+    disk.tidy(tracker, str(tmp_path), settings.search, "third")
+    assert touched == ["third"]
+    disk.tidy(tracker, str(tmp_path), settings.search)
+    assert touched == ["third", "best", "loser", "third"]
 
 
 def test_the_time_between_two_attempts_is_not_the_trials(tracker: Tracker, settings: Settings) -> None:
