@@ -1,6 +1,6 @@
 """One trial on Ray: the Tune function, which starts a Train run, and the loop of that run's workers.
 
-torch is imported where training happens: neither the Tune function nor Train's controller computes anything.
+torch is imported where training happens: the Tune function, which Train's controller runs in, computes nothing.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
     """
     import ray.train
     import ray.tune
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from ray_jobs.train_run import InProcess, ReportToTune
 
     name = ray.tune.get_context().get_trial_id()
     assert name is not None
@@ -73,13 +73,16 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
     resources = {"CPU": search.cpus_per_trial / workers}
     if search.gpus_per_trial:
         resources["GPU"] = search.gpus_per_trial / workers
-    trainer = DataParallelTrainer
+    trainer = InProcess
     if workers > 1 or search.gpus_per_trial:
-        # Only where processes must find each other: it brings torch into this process and into Train's controller,
-        # 150 MB each for nothing when a trial is one process on processors.
+        # Only where processes must find each other: it brings torch into this process, 150 MB for nothing when a trial
+        # is one process on processors.
         from ray.train.torch import TorchTrainer
 
-        trainer = TorchTrainer  # type: ignore[assignment]
+        class InProcessTorch(InProcess, TorchTrainer):
+            """The same with PyTorch's process group."""
+
+        trainer = InProcessTorch
     trainer(
         train_worker,
         train_loop_config={"parameters": parameters, "plan": plan, "name": name},
@@ -89,7 +92,7 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=plan.storage,
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+            callbacks=[ReportToTune()],  # type: ignore[list-item]
             # Besides the best Train keeps the last, from which an interrupted run goes on. Three of the best, because
             # the driver hears of a new one up to two reports after Train has removed what it replaces.
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=3, checkpoint_score_attribute=_KEEP),
@@ -104,9 +107,8 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
 def release_workers(placement: str | None) -> None:
     """Gives back what the workers of a trial hold; ``placement``: what they reported as PLACEMENT.
 
-    Stopping a trial ends the Tune function and Train's controller, not the workers' placement group. Train's cleaner
-    would remove it, but finds out through the state API which trial is gone: without a dashboard, or beside a second
-    Ray on the machine, it never does, and all later trials and replicas wait for ever (Ray 2.60).
+    Stopping a trial ends the Tune function, not the workers' placement group: in Ray 2.60 one outlives the actor that
+    made it, and all later trials and replicas would wait for ever.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group

@@ -101,7 +101,7 @@ def uninterrupted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("title", ["ray::RayTrainWorker", "ray::ImplicitFunc", "ray::TrainController"])
+@pytest.mark.parametrize("title", ["ray::RayTrainWorker", "ray::ImplicitFunc", "ray::SynchronizationActor"])
 def test_a_killed_process_costs_an_epoch_at_most(
     ray_cluster: RayCluster, home: Path, uninterrupted: list[list[tuple[int, float, float]]], title: str
 ) -> None:
