@@ -19,7 +19,7 @@ from typing import Any
 
 from configs.exit_codes import CommandFailed, Unreachable
 from configs.loading import ConfigError
-from configs.schema import SearchConfig
+from configs.search import SearchConfig
 from ray_jobs.command import say
 
 _TELL_SECONDS = 15.0

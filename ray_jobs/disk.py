@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import fsspec
 
-from configs.schema import SearchConfig
+from configs.search import SearchConfig
 from ray_jobs import objectives
 from ray_jobs.command import StorageUnavailable, say
 from ray_jobs.trial import MODEL_FOLDER, checkpoint_name

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from configs.schema import Objective, SearchConfig
+from configs.search import Objective, SearchConfig
 from ray_jobs.trial import OBJECTIVE
 
 if TYPE_CHECKING:

@@ -22,17 +22,19 @@ import fsspec
 
 from configs.exit_codes import ExitCode
 from configs.loading import ConfigError, load_settings
-from configs.schema import SearchConfig, Settings
+from configs.schema import Settings
+from configs.search import SearchConfig
 from gate.console import run_command
 from ray_jobs import disk, objectives, report, tracking
 from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally, wait_for_room
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset, prepare
+from ray_jobs.journal import Journal
 from ray_jobs.progress import TrackingCallback, summary_table
 from ray_jobs.rerun import EarlierRun, earlier_run
 from ray_jobs.resuming import Past, settle
 from ray_jobs.tokens import tokenise
-from ray_jobs.tracking import Journal, Tracker, TrialRecord
+from ray_jobs.tracking import Tracker, TrialRecord
 from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, count_parameters, run_trial
 from ray_jobs.tuning import new_scheduler, new_tuner
 from ray_jobs.warm_start import earlier_trials

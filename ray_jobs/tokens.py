@@ -7,7 +7,9 @@ import tempfile
 from pathlib import Path
 
 from configs.loading import ConfigError
-from configs.schema import Choice, Settings, TrainingConfig
+from configs.model import TrainingConfig
+from configs.schema import Settings
+from configs.search import Choice
 from ray_jobs.command import say
 from ray_jobs.data.prepare import Dataset, Split
 from ray_jobs.trial import SearchData

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from configs.schema import TrainingConfig
+from configs.model import TrainingConfig
 from serve_app.inference.engine import choose_precision
 from serve_app.inference.metrics import F1Definition, confusion_matrix, f1_from_confusion
 from serve_app.inference.packing import TokenizedTexts, pack, plan_batches

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.loading import ConfigError
-from configs.schema import Choice, Settings
+from configs.schema import Settings
+from configs.search import Choice
 from ray_jobs.machine import Usage, processor
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import Choice, Int, LogUniform, SearchConfig, Settings
+from configs.schema import Settings
+from configs.search import Choice, Int, LogUniform, SearchConfig
 from ray_jobs.objectives import GOALS
 from ray_jobs.progress import EndWhenTold, TrackingCallback
 from ray_jobs.resuming import ContinuedSearch, OneOfAKind, Past

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from configs.loading import ConfigError
-from configs.schema import Choice, Dimension, Int, SearchConfig, WarmStart
+from configs.search import Choice, Dimension, Int, SearchConfig, WarmStart
 from ray_jobs.objectives import GOALS
 from ray_jobs.tracking import VALIDATION_DIGEST
 from ray_jobs.trial import OBJECTIVE

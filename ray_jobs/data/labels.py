@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from ray_jobs.data.rows import DataError, RawData, Rows
 from serve_app.inference.metrics import F1Definition
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from ray_jobs.data.cleaning import clean_text
 from ray_jobs.data.labels import f1_definition, resolve_labels
 from ray_jobs.data.report import DataReport, SplitReport

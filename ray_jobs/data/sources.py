@@ -7,7 +7,7 @@ from typing import Any
 
 import fsspec
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from ray_jobs.data import generator
 from ray_jobs.data.files import Columns, read_files, reading, redacted, require_columns
 from ray_jobs.data.rows import DataError, RawData, Rows

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.loading import load_settings
-from configs.schema import SearchConfig
+from configs.search import SearchConfig
 from ray_jobs.trial import OBJECTIVE
 from ray_jobs.tuning import new_scheduler, new_searcher
 from tests.benchmarks.search_table import EPOCHS, GRID, Point, read_table

@@ -35,7 +35,7 @@ import torch
 import transformers
 from transformers import DataCollatorWithPadding, DistilBertForSequenceClassification, PreTrainedTokenizerFast
 
-from configs.schema import TrainingConfig
+from configs.model import TrainingConfig
 from ray_jobs.data.generator import generate
 from ray_jobs.training import LabelledTokens, Trainer
 from serve_app.inference.distilbert import PackedDistilBert

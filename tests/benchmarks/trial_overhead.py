@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import load_settings
+from ray_jobs.journal import Journal
 from ray_jobs.search import run_search
-from ray_jobs.tracking import Journal
 
 
 def overheads(events: list[dict[str, Any]]) -> dict[str, list[float]]:

@@ -18,8 +18,8 @@ import pytest
 
 from configs.schema import Settings
 from ray_jobs import progress
+from ray_jobs.journal import Journal
 from ray_jobs.search import SearchResult, run_search
-from ray_jobs.tracking import Journal
 from serve_app import mlflow_client as names
 from serve_app.inference.engine import Engine
 from tests.conftest import RayCluster

@@ -13,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from configs.schema import SearchConfig, Settings
+from configs.schema import Settings
+from configs.search import SearchConfig
 from gate import promotion
 from ray_jobs.search import SearchResult, main, run_search
 from serve_app import mlflow_client as names

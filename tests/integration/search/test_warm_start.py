@@ -9,7 +9,8 @@ import pytest
 from mlflow import MlflowClient
 
 from configs.loading import ConfigError
-from configs.schema import SearchConfig, TrackingConfig
+from configs.schema import TrackingConfig
+from configs.search import SearchConfig
 from ray_jobs.tracking import VALIDATION_DIGEST
 from ray_jobs.trial import OBJECTIVE
 from ray_jobs.tuning import new_searcher

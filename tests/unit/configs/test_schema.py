@@ -11,19 +11,16 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from configs import schema
 from configs.schema import Settings
+from configs.search import SearchConfig
+from configs.section import Section
 
 # Ends of a dimension: their bounds are those of the setting that is searched, and checked against it.
 UNBOUNDED = {"Uniform.low", "Uniform.high", "Int.low", "Int.high"}
 
 
 def sections() -> list[type[BaseModel]]:
-    return [
-        value
-        for value in vars(schema).values()
-        if isinstance(value, type) and issubclass(value, schema.Section) and value is not schema.Section
-    ]
+    return Section.__subclasses__()
 
 
 def fields() -> Iterator[tuple[str, FieldInfo]]:
@@ -45,7 +42,7 @@ def _refusal(values: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(("name", "field"), [pytest.param(name, field, id=name) for name, field in fields()])
 def test_every_field_is_described(name: str, field: FieldInfo) -> None:
-    is_section = isinstance(field.annotation, type) and issubclass(field.annotation, schema.Section)
+    is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
     is_discriminator = name.endswith(".type")
     assert field.description or is_section or is_discriminator, f"{name} has no description"
 
@@ -270,7 +267,7 @@ def test_edges_that_are_sense(values: dict[str, Any]) -> None:
 
 
 def test_workers_of_a_trial_default_to_its_gpus() -> None:
-    found = [schema.SearchConfig(gpus_per_trial=gpus).workers for gpus in (0, 0.5, 1, 4)]
+    found = [SearchConfig(gpus_per_trial=gpus).workers for gpus in (0, 0.5, 1, 4)]
     assert found == [1, 1, 1, 4]
 
 

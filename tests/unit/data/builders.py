@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from ray_jobs.data.rows import RawData, Rows
 
 

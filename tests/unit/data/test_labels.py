@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from ray_jobs.data.labels import Labels, f1_definition, resolve_labels
 from ray_jobs.data.rows import DataError
 from tests.unit.data.builders import raw, rows

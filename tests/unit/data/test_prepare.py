@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from ray_jobs.data.prepare import Dataset, Split, prepare, prepare_rows
 from ray_jobs.data.rows import DataError
 from serve_app.inference.digests import content_id, split_digest

@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from configs.schema import DataConfig, GeneratorConfig
+from configs.data import DataConfig, GeneratorConfig
 from ray_jobs.data.prepare import prepare
 from ray_jobs.data.rows import DataError
 from ray_jobs.data.sources import load_raw

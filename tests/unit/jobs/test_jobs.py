@@ -9,12 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from configs.loading import ConfigError
-from configs.schema import SearchConfig, Settings, TrainingConfig
+from configs.model import TrainingConfig
+from configs.schema import Settings
+from configs.search import SearchConfig
 from ray_jobs.baselines import run_baselines
 from ray_jobs.cluster import concurrent_trials
+from ray_jobs.journal import Journal
 from ray_jobs.progress import failure_message, summary_table
 from ray_jobs.tokens import check_warmup
-from ray_jobs.tracking import Journal, TrialRecord
+from ray_jobs.tracking import TrialRecord
 
 CPU_NODE = {"CPU": 4.0}
 GPU_NODE = {"CPU": 16.0, "GPU": 2.0}

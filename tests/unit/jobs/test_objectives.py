@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from configs.schema import SearchConfig
+from configs.search import SearchConfig
 from ray_jobs.objectives import choose, front, gate_first, model_cost, table
 from ray_jobs.tracking import TrialRecord
 from ray_jobs.training import LabelledTokens

@@ -14,8 +14,9 @@ from configs.loading import load_settings
 from configs.schema import Settings
 from ray_jobs import disk
 from ray_jobs.command import StorageUnavailable
+from ray_jobs.journal import Journal
 from ray_jobs.resuming import EarlierTrial, Past, settle
-from ray_jobs.tracking import Journal, Tracker
+from ray_jobs.tracking import Tracker
 from ray_jobs.trial import OBJECTIVE
 from ray_jobs.tuning import distribution, new_scheduler
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from configs.schema import SearchConfig
+from configs.search import SearchConfig
 from tests.benchmarks.search_efficiency import SPACE, nearest, replay
 from tests.benchmarks.search_table import EPOCHS, GRID, read_table
 

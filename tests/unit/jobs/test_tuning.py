@@ -10,7 +10,7 @@ import optuna
 import pytest
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 
-from configs.schema import SearchConfig
+from configs.search import SearchConfig
 from ray_jobs.trial import OBJECTIVE
 from ray_jobs.tuning import new_sampler, new_scheduler, new_searcher
 

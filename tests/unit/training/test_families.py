@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import TrainingConfig
+from configs.model import TrainingConfig
 from ray_jobs.training import EpochReport, LabelledTokens, Trainer, seed_everything
 from serve_app.inference.families import new_network
 from serve_app.inference.metrics import F1Definition

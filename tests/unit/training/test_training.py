@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from configs.schema import TrainingConfig
+from configs.model import TrainingConfig
 from ray_jobs.training import (
     EpochReport,
     LabelledTokens,
