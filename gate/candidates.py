@@ -16,11 +16,11 @@ import fsspec
 from configs.loading import load_settings
 from configs.schema import Settings
 from gate.decision import GateUsageError
-from gate.registry import NOT_FOUND, get_version, versions
+from gate.registry import get_version, versions
 from gate.scoring import ScoringError
 from serve_app import mlflow_client as names
 from serve_app.inference.saved_model import ModelFolderError, weights_digest
-from serve_app.mlflow_client import is_unreachable, redact
+from serve_app.mlflow_client import find_run, is_unreachable, redact
 from serve_app.model_source import find_model_folder
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def find_candidate(
 
 
 def _of_run(client: MlflowClient, run_id: str) -> Candidate:
-    run = _get_run(client, run_id)
+    run = find_run(client, run_id)
     if run is None:
         raise GateUsageError(
             f"run '{run_id}' does not exist at {redact(client.tracking_uri)}: "
@@ -82,7 +82,7 @@ def _of_run(client: MlflowClient, run_id: str) -> Candidate:
         best = run.data.tags.get(names.BEST_RUN)
         if not best:
             raise GateUsageError(f"search '{run_id}' ({run.info.status}) has no best trial: no trial of it finished")
-        trial = _get_run(client, best)
+        trial = find_run(client, best)
         if trial is None or trial.info.lifecycle_stage != "active":
             raise GateUsageError(f"run '{best}', the best trial of search '{run_id}', is deleted or does not exist")
         return _from_trial(client, trial, run)
@@ -97,7 +97,7 @@ def _from_trial(client: MlflowClient, trial: Run, parent: Run | None, version: M
     tags = trial.data.tags
     parent_id = tags.get(names.PARENT_RUN)
     if parent is None and parent_id:
-        parent = _get_run(client, parent_id)
+        parent = find_run(client, parent_id)
     inherited = {**(parent.data.tags if parent else {}), **tags}
     return Candidate(
         run_id=trial.info.run_id,
@@ -117,7 +117,7 @@ def _of_version(client: MlflowClient, model_name: str, version: str) -> Candidat
     if found is None:
         there = ", ".join(str(known.version) for known in versions(client, model_name)) or "none"
         raise GateUsageError(f"version '{version}' of model '{model_name}' does not exist; there are: {there}")
-    run = _get_run(client, found.run_id) if found.run_id else None
+    run = find_run(client, found.run_id) if found.run_id else None
     if run is not None:
         return _from_trial(client, run, None, found)
     tags = found.tags
@@ -131,17 +131,6 @@ def _of_version(client: MlflowClient, model_name: str, version: str) -> Candidat
         f1_definition=tags.get(names.F1_DEFINITION),
         version=found,
     )
-
-
-def _get_run(client: MlflowClient, run_id: str) -> Run | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code in NOT_FOUND and not is_unreachable(error):
-            return None
-        raise
 
 
 def _search_settings(client: MlflowClient, parent: Run | None) -> dict[str, Any]:
@@ -210,7 +199,7 @@ def same_weights(client: MlflowClient, version: ModelVersion, digest: str, into:
 
 def active_run_id(client: MlflowClient, run_id: str | None) -> str | None:
     """``run_id`` if that run exists and is not deleted, so that something can be written to it."""
-    run = _get_run(client, run_id) if run_id else None
+    run = find_run(client, run_id) if run_id else None
     return run.info.run_id if run is not None and run.info.lifecycle_stage == "active" else None
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from serve_app import mlflow_client as names
-from serve_app.mlflow_client import PREVIOUS, PRODUCTION, is_unreachable
+from serve_app.mlflow_client import NOT_FOUND, PREVIOUS, PRODUCTION, is_unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
-NOT_FOUND: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 REGISTERED_BY: Final = "trialgate.registered_by"  # id of the decision that made the version (or the model)
 LOADER: Final = "serve_app.pyfunc_model"
 _REQUIREMENTS: Final = ("mlflow", "numpy", "pandas", "safetensors", "tokenizers", "torch", "transformers")

@@ -145,14 +145,9 @@ def rewrite(settings: Settings, *, search: str | None = None, run_id: str | None
         return f"{folder}/{REPORT_FILE}"
     assert run_id is not None
     client = names.connect(settings.tracking)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        parent = client.get_run(run_id)
-    except MlflowException as error:
-        if names.is_unreachable(error):
-            raise
-        raise ConfigError(f"run '{run_id}' does not exist at {names.redact(client.tracking_uri)}") from None
+    parent = names.find_run(client, run_id)
+    if parent is None:
+        raise ConfigError(f"run '{run_id}' does not exist at {names.redact(client.tracking_uri)}")
     if parent.data.tags.get(names.KIND) != names.KIND_SEARCH:
         raise ConfigError(f"run '{run_id}' is no search's parent run: its tag {names.KIND} is "
                           f"{parent.data.tags.get(names.KIND)!r}")  # fmt: skip

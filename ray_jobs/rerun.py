@@ -116,14 +116,9 @@ def earlier_run(run_id: str, config: str | None = None, overrides: Sequence[str]
 
 
 def _get_run(client: MlflowClient, run_id: str) -> Run:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if names.is_unreachable(error):
-            raise
-        raise ConfigError(f"--from-run {run_id}: there is no such run at {names.redact(client.tracking_uri)}") from None
+    run = names.find_run(client, run_id)
+    if run is None:
+        raise ConfigError(f"--from-run {run_id}: there is no such run at {names.redact(client.tracking_uri)}")
     if run.info.lifecycle_stage != "active":
         raise ConfigError(f"--from-run {run_id}: run {run.info.run_id} is deleted: restore it in MLflow first")
     return run

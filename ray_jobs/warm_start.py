@@ -73,16 +73,11 @@ def earlier_trials(
 
 
 def _runs(client: MlflowClient, source: WarmStart) -> list[Run]:
-    from mlflow.exceptions import MlflowException
-
     condition = f"tags.`{names.KIND}` = '{names.KIND_TRIAL}'"
     if source.parent_run is not None:
-        try:
-            parent = client.get_run(source.parent_run)
-        except MlflowException as error:
-            if names.is_unreachable(error):
-                raise
-            raise ConfigError(f"search.warm_start.parent_run: MLflow has no run '{source.parent_run}'") from None
+        parent = names.find_run(client, source.parent_run)
+        if parent is None:
+            raise ConfigError(f"search.warm_start.parent_run: MLflow has no run '{source.parent_run}'")
         if parent.data.tags.get(names.KIND) != names.KIND_SEARCH:
             above = parent.data.tags.get(names.PARENT_RUN)
             hint = f"; the search that it belongs to is {above}" if above else ""

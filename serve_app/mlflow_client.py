@@ -24,6 +24,7 @@ from configs.schema import TrackingConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ PRODUCTION: Final = "production"
 PREVIOUS: Final = "previous"
 SETTINGS_FILE: Final = "settings.json"
 TEST_FILE: Final = "test.parquet"
+
+NOT_FOUND: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # error codes of MLflow
 
 HEARTBEAT_SECONDS: Final = 10.0
 HEARTBEAT_LIMIT_SECONDS: Final = 60.0
@@ -143,6 +146,18 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
     if found.lifecycle_stage != "active":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run ``run_id``, which may be a deleted one; None when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in NOT_FOUND and not is_unreachable(error):
+            return None
+        raise
 
 
 def is_unreachable(error: BaseException | None) -> bool:

@@ -22,11 +22,16 @@ def command(home: Path, *more: str, **changes: str) -> list[str]:
     return ["--config", "quickstart.yaml", *(f"--set={text}" for text in arguments(values)), *more]
 
 
-def broken_checkpoint(tmp_path: Path) -> Path:
+def with_broken_checkpoint(tmp_path: Path, tracking_uri: str) -> dict[str, str]:
+    """The changes that make a search fine-tune a checkpoint whose weights end too early."""
     checkpoint = write_tiny_model(tmp_path / "checkpoint")
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
-    return checkpoint
+    return {
+        "model__checkpoint": str(checkpoint),
+        "model__architecture": "null",
+        "tracking__uri": tracking_uri,
+    }
 
 
 def test_all_trials_fail_for_a_reason_that_is_told(
@@ -36,15 +41,8 @@ def test_all_trials_fail_for_a_reason_that_is_told(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    checkpoint = broken_checkpoint(tmp_path)
     monkeypatch.setattr(search, "count_parameters", lambda *_: 1)  # the driver would find out by itself
-    changes = {
-        "model__checkpoint": str(checkpoint),
-        "model__architecture": "null",
-        "search__trials": "1",
-        "search__max_failures": "0",
-        "tracking__uri": tracking_uri,
-    }
+    changes = with_broken_checkpoint(tmp_path, tracking_uri) | {"search__trials": "1", "search__max_failures": "0"}
     assert search.main(command(tmp_path / "home", **changes)) == ExitCode.FAILED
     shown = capsys.readouterr().err
     assert "all 1 trials failed; the first error was" in shown
@@ -82,11 +80,7 @@ def test_a_misconfigured_run_writes_nothing(
 def test_weights_that_cannot_be_loaded_are_refused_before_any_trial(
     ray_cluster: RayCluster, tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = {
-        "model__checkpoint": str(broken_checkpoint(tmp_path)),
-        "model__architecture": "null",
-        "tracking__uri": tracking_uri,
-    }
+    changes = with_broken_checkpoint(tmp_path, tracking_uri)
     assert search.main(command(tmp_path / "home", **changes)) == ExitCode.USAGE
     assert f"model.checkpoint '{tmp_path / 'checkpoint'}' cannot be loaded" in capsys.readouterr().err
     assert not (tmp_path / "home").exists()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from configs.loading import ConfigError, load_settings
 from ray_jobs import rerun, search
@@ -48,7 +49,7 @@ class FakeClient:
 
     def get_run(self, run_id: str) -> Any:
         if run_id not in self.runs:
-            raise MlflowException("no such run")
+            raise MlflowException("no such run", error_code=RESOURCE_DOES_NOT_EXIST)
         return self.runs[run_id]
 
     def download_artifacts(self, run_id: str, path: str, folder: str) -> str:
