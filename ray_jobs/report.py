@@ -67,21 +67,39 @@ def publish(client: MlflowClient, parent_run_id: str, folder: str, search: Searc
         client.log_text(parent_run_id, file.read(), REPORT_FILE)
 
 
-def leave(tracker: Tracker, name: str) -> None:
-    """Writes and publishes the report of a search that is ending.
+def leave(tracker: Tracker, name: str) -> SearchHistory | None:
+    """Writes the report of a search that is ending, and returns what it shows; it needs no MLflow.
 
-    The search does not fail because this does: trouble is said in a line, except for MLflow being out of reach, which
-    the search has an answer to (raised as MLflow raises it).
+    The search does not fail because this does: trouble is said in a line, and None returned.
     """
+    folder = _folder(tracker)
     try:
-        folder = posixpath.dirname(tracker.journal.location)
         search = write(folder, name, {trial.trial_id: trial.run_id for trial in tracker.trials.values()})
-        say(f"report: {folder}/{REPORT_FILE}")
-        publish(tracker.client, tracker.parent_run_id, folder, search)
+    except Exception as error:  # noqa: BLE001 - every store has exceptions of its own
+        say(f"the report could not be made: {type(error).__name__}: {error}")
+        return None
+    say(f"report: {folder}/{REPORT_FILE}")
+    return search
+
+
+def to_mlflow(tracker: Tracker, search: SearchHistory | None) -> None:
+    """Publishes what ``leave`` has written.
+
+    Trouble is said in a line, except for MLflow being out of reach, which the search has an answer to (raised as MLflow
+    raises it).
+    """
+    if search is None:
+        return
+    try:
+        publish(tracker.client, tracker.parent_run_id, _folder(tracker), search)
     except Exception as error:
         if names.is_unreachable(error):
             raise
-        say(f"the report could not be made: {type(error).__name__}: {error}")
+        say(f"the report could not be put on the search's run: {type(error).__name__}: {error}")
+
+
+def _folder(tracker: Tracker) -> str:
+    return posixpath.dirname(tracker.journal.location)
 
 
 def description(

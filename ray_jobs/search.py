@@ -244,13 +244,16 @@ def finish(tracker: Tracker, name: str, search: SearchConfig) -> None:
     """Ends the parent run with the best trial named on it. Raises AllTrialsFailed if there is none."""
     client, parent = tracker.client, tracker.parent_run_id
     try:
-        tracker.close(FLUSH_SECONDS)
+        try:
+            tracker.close(FLUSH_SECONDS)
+        finally:  # people have their page whatever becomes of MLflow
+            history = report.leave(tracker, name)
         trials, best = ranked(tracker, search), best_trial(tracker, search)
         client.log_dict(parent, {"trials": [vars(trial) for trial in trials]}, "trials.json")
         client.log_text(parent, summary_table(trials), "trials.txt")
         if front := objectives.table(trials, search):
             client.log_text(parent, front, "front.txt")
-        report.leave(tracker, name)
+        report.to_mlflow(tracker, history)
         name_best(tracker, best)
         if tracker.ending is not None:
             client.set_tag(parent, mlflow_client.ENDING, tracker.ending)
@@ -271,13 +274,16 @@ def finish(tracker: Tracker, name: str, search: SearchConfig) -> None:
 def abort(tracker: Tracker, name: str, search: SearchConfig, status: Literal["KILLED", "FAILED"]) -> None:
     """Ends trials that run as KILLED and the parent as ``status``, quickly: after ``ray job stop`` there are 3 s."""
     try:
-        for trial in tracker.trials.values():
-            if trial.outcome == "running":
-                tracker.trial_ended(trial.trial_id, "killed")
-        tracker.close(2.0)
-        name_best(tracker, best_trial(tracker, search))
-        tracker.client.set_terminated(tracker.parent_run_id, status=status)
-        report.leave(tracker, name)
+        try:
+            for trial in tracker.trials.values():
+                if trial.outcome == "running":
+                    tracker.trial_ended(trial.trial_id, "killed")
+            tracker.close(2.0)
+            name_best(tracker, best_trial(tracker, search))
+            tracker.client.set_terminated(tracker.parent_run_id, status=status)
+        finally:  # after MLflow, because it takes a second or two
+            history = report.leave(tracker, name)
+        report.to_mlflow(tracker, history)
     except Exception as error:  # noqa: BLE001 - the next command ends these runs, by their heartbeat
         say(f"MLflow could not be told: {error}")
 

@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 
 from configs.loading import ConfigError, load_settings
+from configs.search import SearchConfig
 from ray_jobs.figures import PICTURES, NothingToDraw
 from ray_jobs.history import read_search
-from ray_jobs.report import BEST, NOTE, description, leave, main, publish, write
+from ray_jobs.journal import Journal
+from ray_jobs.report import BEST, NOTE, description, leave, main, publish, to_mlflow, write
+from ray_jobs.search import abort, finish
+from ray_jobs.tracking import Tracker
 from serve_app import mlflow_client as names
 from tests.unit.report.journals import SPACE, epoch, realistic, write_search
 
@@ -212,19 +216,48 @@ def _tracker(folder: Path, client: Any) -> Any:
 
 
 def test_a_report_that_fails_never_fails_the_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    leave(_tracker(tmp_path / "nowhere", FakeClient()), "s")
+    class Refusing(FakeClient):
+        def log_text(self, run_id: str, text: str, name: str) -> None:
+            raise PermissionError("read only")
+
+    nowhere = _tracker(tmp_path / "nowhere", FakeClient())
+    to_mlflow(nowhere, leave(nowhere, "s"))
     assert "the report could not be made: ConfigError: there is no search in" in capsys.readouterr().err
+    refused = _tracker(write_search(tmp_path / "s", trial("a", [0.7])), Refusing())
+    to_mlflow(refused, leave(refused, "s"))
+    assert "could not be put on the search's run: PermissionError: read only" in capsys.readouterr().err
+
+
+class Gone(FakeClient):
+    """MLflow that cannot be reached."""
+
+    def get_run(self, run_id: str) -> Any:
+        raise names.TrackingUnavailable("gone")
 
 
 def test_mlflow_out_of_reach_is_the_searchs_business(tmp_path: Path) -> None:
-    class Gone(FakeClient):
-        def get_run(self, run_id: str) -> Any:
-            raise names.TrackingUnavailable("gone")
-
-    folder = write_search(tmp_path / "s", trial("a", [0.7]))
+    tracker = _tracker(write_search(tmp_path / "s", trial("a", [0.7])), Gone())
     with pytest.raises(names.TrackingUnavailable):
-        leave(_tracker(folder, Gone()), "s")
-    assert (folder / "report.html").is_file()
+        to_mlflow(tracker, leave(tracker, "s"))
+
+
+class Unheard(Tracker):
+    """A tracker whose events MLflow never took."""
+
+    def close(self, timeout_s: float) -> None:
+        raise names.TrackingUnavailable("MLflow does not have all results")
+
+
+@pytest.mark.parametrize("how", ["finished", "aborted"])
+def test_the_page_is_there_also_when_mlflow_is_down_at_the_end(how: str, tmp_path: Path) -> None:
+    folder = write_search(tmp_path / "s", trial("a", [0.7]))
+    tracker = Unheard(Gone(), "7", Journal(f"{folder}/journal.jsonl"), "parent")  # type: ignore[arg-type]
+    if how == "finished":
+        with pytest.raises(names.TrackingUnavailable, match="--resume s"):
+            finish(tracker, "s", SearchConfig())
+    else:
+        abort(tracker, "s", SearchConfig(), "KILLED")
+    assert "Trial 1 has the best validation F1" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_command_draws_it_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
