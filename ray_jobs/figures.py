@@ -5,7 +5,10 @@ All are drawn without colours of text and ground, which the page sets for its li
 
 from __future__ import annotations
 
+import html
 import math
+import re
+import textwrap
 from collections.abc import Callable, Sequence
 
 import optuna
@@ -13,16 +16,18 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from ray_jobs import objectives
-from ray_jobs.history import SearchHistory, TrialHistory, short, short_names
+from ray_jobs.history import Attempt, SearchHistory, TrialHistory, duration, short, short_names
 from ray_jobs.tuning import distribution
 
+# After Okabe and Ito, whose colours differ for the colour-blind too.
 COLOURS = {
-    "winner": "#f08c00",
-    "finished": "#4c6ef5",
-    "stopped_early": "#909aa4",
-    "failed": "#e03131",
-    "killed": "#ae3ec9",
-    "running": "#0c8599",
+    "winner": "#e69f00",
+    "finished": "#2f7fc1",
+    "stopped_early": "#8b959f",
+    "failed": "#d55e00",
+    "killed": "#cc79a7",
+    "running": "#009e73",
+    "lost": "#d55e00",
 }
 _SAVED = "rgba(144,154,164,0.28)"
 _WORSE_TO_BETTER = [[0.0, "#adb5bd"], [0.5, "#748ffc"], [1.0, "#e8590c"]]
@@ -69,6 +74,7 @@ def best_so_far(search: SearchHistory) -> go.Figure:
             hovertemplate="best so far: F1 %{y:.4f}<extra></extra>",
             name="best so far",
         )
+    figure.update_xaxes(rangemode="tozero")
     return _finished(figure, x=f"{unit} since the first trial began", y="validation F1")
 
 
@@ -76,9 +82,8 @@ def importance(search: SearchHistory) -> go.Figure:
     """Optuna's PED-ANOVA: which parameters tell good trials from bad ones."""
     study = study_of(search)
     if len(study.trials) < _FEWEST_FOR_IMPORTANCE:
-        raise NothingToDraw(
-            f"{len(study.trials)} trials with parameters and a result are too few to tell (4 are needed)."
-        )
+        raise NothingToDraw(f"It takes {_FEWEST_FOR_IMPORTANCE} trials with parameters and a result to tell. This "
+                            f"search has {len(study.trials)}.")  # fmt: skip
     if len({trial.value for trial in study.trials}) == 1:
         raise NothingToDraw("All trials have the same F1, so no parameter made a difference.")
     figure = optuna.visualization.plot_param_importances(study)
@@ -93,8 +98,9 @@ def importance(search: SearchHistory) -> go.Figure:
 def parallel_coordinates(search: SearchHistory) -> go.Figure:
     """Optuna's parallel coordinates: a line per trial, coloured by F1."""
     study = study_of(search)
-    if not study.trials:
-        raise NothingToDraw("No trial has parameters of search.space and a result.")
+    if len(study.trials) < 2:
+        raise NothingToDraw(f"It takes 2 trials with parameters and a result to compare them. This search has "
+                            f"{len(study.trials)}.")  # fmt: skip
     figure = optuna.visualization.plot_parallel_coordinate(study, target_name="F1")
     # Optuna's colours are for a white page: the best lines would vanish on a dark one, the worst vanish on any.
     *lines, scale = figure.data
@@ -107,11 +113,13 @@ def parallel_coordinates(search: SearchHistory) -> go.Figure:
     scale.marker.colorbar.update(title=None, thickness=12, outlinewidth=0)
     figure.update_annotations(font_color=None, font_size=11)
     figure.update_shapes(line_color="rgba(140,150,160,0.6)")
-    return _finished(figure, height=440, legend=False).update_layout(margin_l=52)
+    # A phone scrolls it: closer together the axes' numbers lie over each other.
+    narrowest = {"min_width": 90 * (len(search.settings.search.space) + 2)}
+    return _finished(figure, height=440, legend=False).update_layout(margin_l=52, meta=narrowest)
 
 
 def learning_curves(search: SearchHistory) -> go.Figure:
-    """Validation F1 by epoch, a line per trial; a cross marks where the scheduler stopped one."""
+    """Validation F1 by epoch, a line per trial; symbols mark the best epoch, and where trials ended early."""
     drawn = [trial for trial in search.trials if trial.epochs]
     if not drawn:
         raise NothingToDraw("No trial reported an epoch.")
@@ -119,7 +127,8 @@ def learning_curves(search: SearchHistory) -> go.Figure:
     named: set[str] = set()
     for trial in reversed(drawn):  # the winner on top
         kind = _kind(search, trial)
-        ends_early = trial.outcome in ("stopped_early", "failed", "killed")
+        marked = trial.best_epoch if kind == "winner" else trial.epochs[-1].number
+        symbol = _SYMBOLS.get(kind)
         figure.add_scatter(
             x=[epoch.number for epoch in trial.epochs],
             y=[epoch.f1 for epoch in trial.epochs],
@@ -127,8 +136,11 @@ def learning_curves(search: SearchHistory) -> go.Figure:
             line={"color": COLOURS[kind], "width": 3.5 if kind == "winner" else 1.5},
             opacity=1.0 if kind == "winner" else 0.75,
             marker={
-                "size": [*[4] * (len(trial.epochs) - 1), 9 if ends_early or kind == "winner" else 5],
-                "symbol": [*["circle"] * (len(trial.epochs) - 1), _SYMBOLS.get(kind, "circle")],
+                "size": [
+                    (14 if kind == "winner" else 9) if symbol and epoch.number == marked else 4
+                    for epoch in trial.epochs
+                ],
+                "symbol": [symbol if symbol and epoch.number == marked else "circle" for epoch in trial.epochs],
             },
             name=_KIND_NAMES[kind],
             legendgroup=kind,
@@ -147,30 +159,44 @@ def timeline(search: SearchHistory) -> go.Figure:
     if not search.trials:
         raise NothingToDraw("No trial began.")
     scale, unit = _time_unit(search.seconds)
+    bars: dict[str, list[tuple[TrialHistory, Attempt, str]]] = {kind: [] for kind in _KIND_NAMES}
+    for trial in search.trials:
+        for place, attempt in enumerate(trial.attempts, start=1):
+            lost = place < len(trial.attempts)
+            which = f"attempt {place} of {len(trial.attempts)}, " if len(trial.attempts) > 1 else ""
+            took = which + duration(attempt.end - attempt.start)
+            if lost:
+                took += f"<br>lost: {_wrapped(attempt.error or 'the search was interrupted')}"
+            bars["lost" if lost else _kind(search, trial)].append((trial, attempt, took))
     figure = go.Figure()
-    for kind in COLOURS:
-        bars = [
-            (search.elapsed(start) / scale, (end - start) / scale, slot + 1, trial)
-            for trial in search.trials
-            if _kind(search, trial) == kind
-            for (start, end), slot in zip(trial.attempts, trial.slots, strict=True)
-        ]
-        if bars:
+    for kind, drawn in bars.items():
+        if drawn:
             figure.add_bar(
-                base=[bar[0] for bar in bars],
-                x=[bar[1] for bar in bars],
-                y=[bar[2] for bar in bars],
+                base=[search.elapsed(attempt.start) / scale for _, attempt, _ in drawn],
+                x=[(attempt.end - attempt.start) / scale for _, attempt, _ in drawn],
+                y=[attempt.slot + 1 for _, attempt, _ in drawn],
                 orientation="h",
                 width=0.78,
-                marker={"color": COLOURS[kind], "line": {"width": 1, "color": "rgba(255,255,255,0.55)"}},
-                text=[str(bar[3].number) for bar in bars],
+                marker={
+                    "color": COLOURS[kind],
+                    "line": {"width": 1, "color": "rgba(255,255,255,0.55)"},
+                    "pattern": {
+                        "shape": "/" if kind == "lost" else "",
+                        "size": 7,
+                        "solidity": 0.2,
+                        "fillmode": "overlay",
+                        "fgcolor": "white",
+                        "fgopacity": 0.7,
+                    },
+                },
+                text=[str(trial.number) for trial, _, _ in drawn],
                 textposition="inside",
                 insidetextanchor="middle",
                 textangle=0,
                 textfont={"color": "white", "size": 11},
                 constraintext="inside",
-                customdata=[_describe(search, bar[3]) for bar in bars],
-                hovertemplate=f"%{{customdata}}<br>%{{x:.2f}} {unit}<extra></extra>",
+                customdata=[f"{_describe(search, trial)}<br>{took}" for trial, _, took in drawn],
+                hovertemplate="%{customdata}<extra></extra>",
                 name=_KIND_NAMES[kind],
             )
     figure.update_layout(barmode="overlay", uniformtext={"minsize": 8, "mode": "hide"})
@@ -226,16 +252,27 @@ def pareto_front(search: SearchHistory) -> go.Figure:
         raise NothingToDraw("No trial has a value in every objective.")
     study = optuna.create_study(directions=["maximize" if way == "max" else "minimize" for way in directions])
     study.add_trials([optuna.create_trial(values=list(found)) for found in rated.values()])
-    figure = optuna.visualization.plot_pareto_front(study, target_names=list(names))
+    figure = optuna.visualization.plot_pareto_front(study, target_names=["validation F1", *names[1:]])
+    hovers = [
+        _describe(search, trial)
+        + "".join(
+            f"<br>{name}: {objectives.shown(name, value)}"
+            for name, value in list(zip(names, rated[trial.number], strict=True))[1:]
+        )
+        for trial in search.by_start
+        if trial.number in rated
+    ]
     named = (("stopped_early", "another trial is better in everything"), ("finished", "on the front"))
     for trace, (kind, name) in zip(figure.data, named, strict=True):
-        trace.update(marker=None, name=name, showlegend=True, hovertemplate="%{x:.4f}, %{y:,.6g}<extra></extra>")
+        # Optuna names a point's trial, by its place in the study, in a text of its own.
+        points = [hovers[int(place)] for place in re.findall(r'"number": (\d+)', "".join(trace.text or ()))]
+        trace.update(marker=None, name=name, showlegend=True, text=points, hovertemplate="%{text}<extra></extra>")
         trace.update(marker={"color": COLOURS[kind], "size": 7})
     if search.winner is not None and search.winner.number in rated:
         point = dict(zip("xyz", rated[search.winner.number], strict=False))
         marker = {"color": COLOURS["winner"], "symbol": "star" if len(point) < 3 else "diamond", "size": 15}
         star = go.Scatter3d if len(point) == 3 else go.Scatter
-        hover = _describe(search, search.winner) + "<extra></extra>"
+        hover = hovers[list(rated).index(search.winner.number)] + "<extra></extra>"
         figure.add_trace(star(**{k: [v] for k, v in point.items()}, mode="markers", marker=marker, name="to the gate",
                               hovertemplate=hover))  # fmt: skip
     return _finished(figure, height=440)
@@ -262,13 +299,14 @@ PICTURES: Sequence[tuple[str, str, Callable[[SearchHistory], go.Figure]]] = (
     ),
     (
         "Learning curves",
-        "Validation F1 by epoch. A cross marks the last epoch of a trial that the scheduler stopped.",
+        "Validation F1 by epoch. The star is the winner's best epoch; a cross is where the scheduler stopped a trial, "
+        "a triangle or a square where one failed or was killed.",
         learning_curves,
     ),
     (
         "Timeline",
-        "A slot is a place for one trial at a time; gaps are start-up and waiting. Pauses between an interruption and "
-        "--resume are left out.",
+        "A slot is a place for one trial at a time; gaps are start-up and waiting. A striped bar is an attempt that "
+        "was lost, after which its trial went on. The pause between an interruption and going on is left out.",
         timeline,
     ),
     (
@@ -320,8 +358,9 @@ _KIND_NAMES = {
     "failed": "failed",
     "killed": "killed",
     "running": "not ended",
+    "lost": "lost attempt",
 }
-_SYMBOLS = {"winner": "star", "stopped_early": "x", "failed": "x", "killed": "x"}
+_SYMBOLS = {"winner": "star", "stopped_early": "x", "failed": "triangle-down", "killed": "square"}
 
 
 def _kind(search: SearchHistory, trial: TrialHistory) -> str:
@@ -333,6 +372,10 @@ def _describe(search: SearchHistory, trial: TrialHistory) -> str:
     values = "<br>".join(f"{names[key]}: {short(value)}" for key, value in sorted(trial.parameters.items()))
     f1 = f", best F1 {trial.f1:.4f}" if trial.f1 is not None else ""
     return f"<b>trial {trial.number}</b> ({trial.trial_id}), {_KIND_NAMES[_kind(search, trial)]}{f1}<br>{values}"
+
+
+def _wrapped(text: str) -> str:
+    return "<br>".join(textwrap.wrap(html.escape(text[:300]), 70))
 
 
 def _time_unit(seconds: float) -> tuple[float, str]:
@@ -358,7 +401,7 @@ def _finished(
         hoverlabel={"align": "left"},
     )
     figure.update_xaxes(automargin=True, zeroline=False, title_font_size=13)
-    figure.update_yaxes(automargin=True, zeroline=False, title_font_size=13)
+    figure.update_yaxes(automargin=True, zeroline=False, title_font_size=13, title_standoff=12)
     if x is not None:
         figure.update_xaxes(title_text=x)
     if y is not None:

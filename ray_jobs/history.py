@@ -31,19 +31,31 @@ class Epoch:
 
 
 @dataclass
+class Attempt:
+    """A time in which a trial held its resources: from ``start`` to ``end``, unix seconds, on ``slot`` (from 0).
+
+    ``error``: why another attempt had to follow, where the trial failed.
+    """
+
+    start: float
+    end: float
+    slot: int = 0
+    error: str | None = None
+
+
+@dataclass
 class TrialHistory:
-    """One trial. ``attempts``: [start, end] in unix seconds; more than one when the search was interrupted."""
+    """One trial. It has several ``attempts`` when one failed, or when the search was interrupted."""
 
     trial_id: str
     number: int
     parameters: dict[str, Any]
     epochs: list[Epoch] = field(default_factory=list)
-    attempts: list[list[float]] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     outcome: Outcome = "running"
     error: str | None = None
     full_epochs: int = 0
     run_id: str | None = None
-    slots: list[int] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -65,7 +77,7 @@ class TrialHistory:
     @property
     def seconds(self) -> float:
         """Time in which the trial held its resources, over all attempts."""
-        return sum(end - start for start, end in self.attempts)
+        return sum(attempt.end - attempt.start for attempt in self.attempts)
 
     @property
     def saved_seconds(self) -> float:
@@ -109,13 +121,13 @@ class SearchHistory:
 
     def elapsed(self, time: float) -> float:
         """Seconds of the search that had passed at ``time`` (unix seconds), pauses left out."""
-        begin = min((trial.attempts[0][0] for trial in self.trials), default=time)
+        begin = min((trial.attempts[0].start for trial in self.trials), default=time)
         return time - begin - sum(max(0.0, min(time, end) - start) for start, end in self.pauses)
 
     @property
     def seconds(self) -> float:
         """Seconds from the first trial's start to the last one's end, pauses left out."""
-        return self.elapsed(max((trial.attempts[-1][1] for trial in self.trials), default=0.0)) if self.trials else 0.0
+        return self.elapsed(max((trial.attempts[-1].end for trial in self.trials), default=0.0)) if self.trials else 0.0
 
     @property
     def resource(self) -> tuple[str, float]:
@@ -149,8 +161,8 @@ def history(events: Iterable[Mapping[str, Any]], settings: Settings, name: str) 
         if event.get("event") == "started":
             trial = trials.setdefault(event["trial"], TrialHistory(event["trial"], len(trials) + 1, {}))
             trial.parameters, trial.outcome, trial.error = dict(event["parameters"]), "running", None
-            trial.attempts.append([time, time])
-        elif trial_id in trials and event.get("event") in ("epoch", "ended"):
+            trial.attempts.append(Attempt(time, time))
+        elif trial_id in trials and event.get("event") in ("epoch", "attempt_failed", "ended"):
             _apply(trials[trial_id], event, time)
     for trial in trials.values():
         trial.full_epochs = trial.parameters.get("training.epochs", settings.training.epochs)
@@ -183,7 +195,10 @@ def short(value: Any, digits: int = 3) -> str:
 
 
 def _apply(trial: TrialHistory, event: Mapping[str, Any], time: float) -> None:
-    trial.attempts[-1][1] = time
+    trial.attempts[-1].end = time
+    if event["event"] == "attempt_failed":
+        trial.attempts[-1].error = event["error"]
+        return
     if event["event"] == "ended":
         trial.outcome, trial.error = event["outcome"], event.get("error")
         return
@@ -203,9 +218,9 @@ def _apply(trial: TrialHistory, event: Mapping[str, Any], time: float) -> None:
     )
 
 
-def _pauses(attempts: Iterable[list[float]]) -> list[list[float]]:
+def _pauses(attempts: Iterable[Attempt]) -> list[list[float]]:
     pauses, busy_until = [], math.inf
-    for start, end in sorted(attempts):
+    for start, end in sorted((attempt.start, attempt.end) for attempt in attempts):
         if start - busy_until > _PAUSE_SECONDS:
             pauses.append([busy_until, start])
         busy_until = end if busy_until == math.inf else max(busy_until, end)
@@ -215,11 +230,10 @@ def _pauses(attempts: Iterable[list[float]]) -> list[list[float]]:
 def _place(trials: Iterable[TrialHistory]) -> int:
     """Gives each attempt the lowest slot that is free when it starts; returns the number of slots."""
     free_from: list[float] = []
-    attempts = [(start, end, trial) for trial in trials for start, end in trial.attempts]
-    for start, end, trial in sorted(attempts, key=lambda attempt: attempt[:2]):
-        slot = next((place for place, time in enumerate(free_from) if time <= start), len(free_from))
-        free_from[slot : slot + 1] = [end]
-        trial.slots.append(slot)
+    attempts = [attempt for trial in trials for attempt in trial.attempts]
+    for attempt in sorted(attempts, key=lambda attempt: (attempt.start, attempt.end)):
+        attempt.slot = next((slot for slot, time in enumerate(free_from) if time <= attempt.start), len(free_from))
+        free_from[attempt.slot : attempt.slot + 1] = [attempt.end]
     return len(free_from)
 
 

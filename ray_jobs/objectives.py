@@ -77,8 +77,8 @@ def choose(trials: Sequence[Trial], search: SearchConfig) -> tuple[Trial, str] |
         return trial, f"the highest F1, {found[0]:.4f}"
     what = GOALS[search.objectives[1]][0]
     return trial, (
-        f"{what} {found[1]:,.6g} is the least within {search.max_f1_drop:g} of the highest F1: {found[0]:.4f} of "
-        f"{highest:.4f}"
+        f"{what} {shown(what, found[1])} is the least within {search.max_f1_drop:g} of the highest F1: "
+        f"{found[0]:.4f} of {highest:.4f}"
     )
 
 
@@ -100,12 +100,17 @@ def table(trials: Sequence[Trial], search: SearchConfig) -> str | None:
     names = [GOALS[objective][0] for objective in search.objectives[1:]]
     rows = [["", "trial", "best F1", *names]]
     for trial in points:
-        costs = [f"{trial.metrics[name]:,.{2 if name == 'latency_ms' else 0}f}" for name in names]
+        costs = [shown(name, trial.metrics[name]) for name in names]
         rows.append(["->" if trial is winner else "", trial.trial_id, f"{trial.f1:.4f}", *costs])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     head = f"Pareto front ({', '.join(search.objectives)}): {len(points)} of {len(trials)} trials"
     return "\n".join([head, *lines, f"to the gate: trial {winner.trial_id}: {why}"])
+
+
+def shown(name: str, value: float) -> str:
+    """The ``value`` of an objective's metric ``name`` for people."""
+    return f"{value:,.{2 if name == 'latency_ms' else 0}f}"
 
 
 def model_cost(

@@ -133,6 +133,7 @@ class TrackingCallback(Callback):
         """A trial failed and is tried again."""
         release_workers((trial.last_result or {}).get(PLACEMENT))
         message = failure_message(trial)
+        _searches[self._search].tracker.attempt_failed(trial.trial_id, message)
         self._line(trial, f"failed and goes on from its last epoch: {message}")
         self._end_if_full(message)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import html
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from configs.model import ModelConfig
+from configs.search import Choice, Dimension
 from ray_jobs.command import say
 from ray_jobs.history import SearchHistory, TrialHistory, duration, short, short_names
 
@@ -57,13 +60,16 @@ def _pictures(search: SearchHistory) -> str:
                 include_plotlyjs=False,
                 config={"displayModeBar": False, "responsive": True},
             )
+            if figure.layout.meta:
+                drawn = f'<div style="min-width:{figure.layout.meta["min_width"]}px">{drawn}</div>'
         except NothingToDraw as nothing:
             drawn = f'<p class="none">{html.escape(str(nothing))}</p>'
         except Exception as error:  # noqa: BLE001 - one picture must not cost the others
             say(f"the report's picture '{title}' could not be drawn: {type(error).__name__}: {error}")
             drawn = '<p class="none">This picture could not be drawn.</p>'
         parts.append(
-            f'<section class="card"><h2>{title}</h2><p class="caption">{html.escape(caption)}</p>{drawn}</section>'
+            f'<section class="card"><h2>{title}</h2><p class="caption">{html.escape(caption)}</p>'
+            f'<div class="scroll">{drawn}</div></section>'
         )
     return "\n".join(parts)
 
@@ -84,14 +90,33 @@ def _tiles(search: SearchHistory) -> list[tuple[str, str]]:
 
 def _facts(search: SearchHistory) -> list[tuple[str, str]]:
     settings = search.settings
-    model = settings.model.checkpoint or "from scratch"
-    facts = [("Data", html.escape(data_source(search))), ("Model", html.escape(model))]
-    facts.append(("Searched", html.escape(", ".join(sorted(settings.search.space)) or "nothing")))
+    facts = [("Data", html.escape(data_source(search))), ("Model", html.escape(_model(settings.model)))]
+    space = [f"{key} {_dimension(dimension)}" for key, dimension in sorted(settings.search.space.items())]
+    facts.append(("Searched", "<br>".join(map(html.escape, space)) or "nothing"))
+    facts.append(("By", f"sampler {settings.search.sampler}, scheduler {settings.search.scheduler}, up to "
+                  f"{settings.training.epochs} epochs a trial"))  # fmt: skip
+    if search.trials:
+        began = datetime.datetime.fromtimestamp(search.by_start[0].attempts[0].start, datetime.UTC)
+        facts.append(("Began", f"{began:%Y-%m-%d %H:%M} UTC"))
     winner = search.winner
     if winner is not None and winner.run_id is not None:
         facts.append(("Winner's run", f"<code>{winner.run_id}</code>"))
         facts.append(("Would it pass the gate", f"<code>{gate_command(winner.run_id)}</code>"))
     return facts
+
+
+def _model(model: ModelConfig) -> str:
+    if model.checkpoint is not None:
+        return f"{model.family} {model.checkpoint}"
+    assert model.sizes is not None
+    sizes = ", ".join(f"{key} {value}" for key, value in model.sizes.model_dump(exclude_none=True).items())
+    return f"{model.family} from scratch: {sizes}"
+
+
+def _dimension(dimension: Dimension) -> str:
+    if isinstance(dimension, Choice):
+        return f"one of {', '.join(map(str, dimension.values))}"
+    return f"{short(dimension.low)} to {short(dimension.high)}{' (log)' if dimension.type == 'loguniform' else ''}"
 
 
 def _table(search: SearchHistory) -> str:

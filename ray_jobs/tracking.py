@@ -73,6 +73,7 @@ class Tracker:
         self._journal = journal
         self._shared_tags: dict[str, str] = {}
         self._run_ids: dict[str, str] = {}
+        self._between: set[str] = set()  # trials that wait for their next attempt
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._closing = threading.Event()
         self._problem: Exception | None = None
@@ -94,12 +95,16 @@ class Tracker:
 
     def trial_started(self, trial_id: str, parameters: Mapping[str, Any]) -> None:
         """A trial begins, or begins again after a failure."""
-        if trial_id not in self.trials or self.trials[trial_id].outcome != "running":
+        if trial_id not in self.trials or self.trials[trial_id].outcome != "running" or trial_id in self._between:
             self._record({"event": "started", "trial": trial_id, "parameters": dict(parameters)})
 
     def epoch_reported(self, trial_id: str, metrics: Mapping[str, Any]) -> None:
         """A trial finished an epoch."""
         self._record({"event": "epoch", "trial": trial_id, "metrics": dict(metrics)})
+
+    def attempt_failed(self, trial_id: str, error: str) -> None:
+        """An attempt at a trial failed, and another follows."""
+        self._record({"event": "attempt_failed", "trial": trial_id, "error": error})
 
     def trial_ended(self, trial_id: str, outcome: Outcome, error: str | None = None, at: float | None = None) -> None:
         """A trial is over; ``at``: since when, Unix seconds (default: now)."""
@@ -137,6 +142,7 @@ class Tracker:
             trial = self.trials.setdefault(trial_id, TrialRecord(trial_id, event["parameters"], event["time"]))
             trial.outcome, trial.error = "running", None
             trial.started = event["time"] - trial.seconds  # the time that it lay still does not count
+            self._between.discard(trial_id)
             return
         trial = self.trials[trial_id]
         if event["event"] == "removed":
@@ -148,6 +154,8 @@ class Tracker:
             trial.metrics = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
             trial.epochs, trial.best_epoch = metrics["epoch"], metrics["best_epoch"]
             trial.f1, trial.model_uri = metrics["best_validation_f1"], metrics["model_uri"]
+        elif event["event"] == "attempt_failed":
+            self._between.add(trial_id)
         else:
             trial.outcome, trial.error = event["outcome"], event["error"]
 
@@ -189,6 +197,8 @@ class Tracker:
             parameters = [Param(key, str(value)) for key, value in event["parameters"].items()]
             self.client.log_batch(run_id, params=parameters)
             self.client.update_run(run_id, status="RUNNING")  # of a trial that goes on it had been another
+        elif event["event"] == "attempt_failed":
+            self.client.log_batch(run_id, tags=[RunTag("trialgate.retried_after", event["error"][:4000])])
         elif event["event"] == "removed":
             tag = RunTag(names.MODEL_REMOVED, "only the models of the best trials are kept: search.keep_best")
             self.client.log_batch(run_id, tags=[tag, RunTag(names.MODEL_URI, "")])

@@ -156,3 +156,21 @@ def test_the_time_between_two_attempts_is_not_the_trials(tracker: Tracker, setti
     tracker.trial_started("open", trial.parameters)
     tracker.trial_ended("open", "finished")
     assert trial.seconds == pytest.approx(100.0, abs=5.0)
+
+
+def test_a_trial_that_is_tried_again_has_its_attempts_in_the_journal(tracker: Tracker, settings: Settings) -> None:
+    run(tracker, "open", [0.4])
+    tracker.attempt_failed("open", "ActorDiedError: gone")
+    tracker.trial_started("open", tracker.trials["open"].parameters)
+    tracker.trial_started("open", tracker.trials["open"].parameters)  # told twice, one attempt
+    tracker.trial_ended("open", "finished")
+    events = [event["event"] for event in tracker.journal.events]
+    assert events == ["started", "epoch", "attempt_failed", "started", "ended"]
+    client = MagicMock()
+    again = Tracker(client, "1", tracker.journal, "parent")
+    again.start({})
+    again.close(30.0)
+    assert (again.trials["open"].outcome, again.trials["open"].error) == ("finished", None)
+    sent = {tag.key: tag.value for call in client.log_batch.call_args_list for tag in call.kwargs.get("tags", ())}
+    assert sent["trialgate.retried_after"] == "ActorDiedError: gone"
+    assert "trialgate.error" not in sent

@@ -35,7 +35,7 @@ def epoch(
 
 
 def realistic(trials: int = 24, slots: int = 4, epochs: int = 6, seed: int = 3) -> Iterator[dict[str, Any]]:
-    """Events of a search with ASHA's stops, two failed trials and one killed: oldest first."""
+    """Events of a search with ASHA's stops, two failed trials, one killed and one that lost a node: oldest first."""
     draw = random.Random(seed)
     events, free_from = [], [1_790_000_000.0 + 3 * slot for slot in range(slots)]
     reached: dict[int, list[float]] = {}
@@ -61,6 +61,12 @@ def realistic(trials: int = 24, slots: int = 4, epochs: int = 6, seed: int = 3) 
                 break
             f1 = top - (top - 0.55) * math.exp(-1.1 * step) + draw.gauss(0, 0.003)
             best = (f1, step) if f1 > best[0] else best
+            if number == 7 and step == 4:
+                lost = "WorkerHealthCheckTimeoutError: the node of rank 0 is gone"
+                events.append({"time": time - pace / 2, "event": "attempt_failed", "trial": trial, "error": lost})
+                time += 12 + pace / 2
+                again = time - pace
+                events.append({"time": again, "event": "started", "trial": trial, "parameters": parameters})
             events.append(epoch(time, trial, step, f1, best, pace, parameters=1e5 * parameters["training.batch_size"]))  # type: ignore[operator]
             if number == trials - 2 and step == 1:
                 outcome = "killed"

@@ -12,8 +12,8 @@ import pytest
 
 from configs.loading import ConfigError, load_settings
 from configs.search import SearchConfig
-from ray_jobs.figures import PICTURES, NothingToDraw
-from ray_jobs.history import read_search
+from ray_jobs.figures import PICTURES, NothingToDraw, pareto_front, timeline
+from ray_jobs.history import Attempt, read_search
 from ray_jobs.journal import Journal
 from ray_jobs.report import BEST, NOTE, description, leave, main, publish, to_mlflow, write
 from ray_jobs.search import abort, finish
@@ -63,15 +63,15 @@ def test_realistic_search_has_every_picture_and_needs_no_network(tmp_path: Path)
 
 DEGENERATE: dict[str, tuple[list[dict[str, Any]], int]] = {
     "no trial": ([], 6),
-    "one trial": (trial("a", [0.7, 0.8]), 1),
+    "one trial": (trial("a", [0.7, 0.8]), 2),
     "one trial without an epoch": (trial("a", [], outcome="killed"), 4),
     "all failed": (trial("a", [], outcome="failed", error="<b>boom</b>") + trial("b", [], 5.0, "failed", "x"), 4),
     "failed after an epoch": (trial("a", [0.5], outcome="failed", error="boom"), 2),
     "constant F1": ([event for n in range(6) for event in trial(f"t{n}", [0.5], 20.0 * n)], 1),
-    "NaN": (trial("a", [math.nan]) + trial("b", [0.6], 20.0), 1),
+    "NaN": (trial("a", [math.nan]) + trial("b", [0.6], 20.0), 2),
     "only NaN": (trial("a", [math.nan]), 3),
-    "still running": (trial("a", [0.7, 0.8])[:-1], 1),
-    "unknown events": ([{"event": "resumed"}, {"time": 1.0, "event": "budget", "trial": "z"}, *trial("a", [0.7])], 1),
+    "still running": (trial("a", [0.7, 0.8])[:-1], 2),
+    "unknown events": ([{"event": "resumed"}, {"time": 1.0, "event": "budget", "trial": "z"}, *trial("a", [0.7])], 2),
     "parameters of elsewhere": (trial("a", [0.7], parameters={"training.weight_decay": 0.1}), 2),
 }
 
@@ -132,11 +132,40 @@ def test_history_keeps_attempts_slots_and_what_stopping_saved(tmp_path: Path) ->
     winner, stopped = search.trials
     assert search.winner is winner
     assert [entry.number for entry in winner.epochs] == [1, 2, 3, 4, 5, 6]
-    assert winner.attempts == [[0.0, 21.0], [1000.0, 1061.0]]
-    assert (winner.slots, stopped.slots, search.slots) == ([0, 0], [1], 2)
+    assert winner.attempts == [Attempt(0.0, 21.0, 0), Attempt(1000.0, 1061.0, 0)]
+    assert stopped.attempts == [Attempt(1005.0, 1016.0, 1)]
+    assert search.slots == 2
     assert search.pauses == [[21.0, 1000.0]]
     assert search.seconds == 21 + 61
     assert (winner.saved_seconds, stopped.saved_seconds) == (0.0, 50.0)
+
+
+def test_an_attempt_that_was_lost_has_its_own_bar_and_tells_why(tmp_path: Path) -> None:
+    first, second = trial("a", [0.5])[:-1], trial("a", [0.5, 0.6], 100.0)
+    lost = {"time": 30.0, "event": "attempt_failed", "trial": "a", "error": "the node <x> is gone"}
+    search = read_search(str(write_search(tmp_path / "s", [*first, lost, *second])), "s")
+    assert search.trials[0].attempts == [Attempt(0.0, 30.0, 0, "the node <x> is gone"), Attempt(100.0, 121.0, 0)]
+    assert search.trials[0].outcome == "finished"
+    assert search.trials[0].seconds == 51.0
+    winner, gone = timeline(search).data
+    assert (winner.base, winner.x) == ((30.0,), (21.0,))  # more than a minute in which nothing ran is left out
+    assert (gone.base, gone.x) == ((0.0,), (30.0,))
+    assert gone.customdata[0].endswith("attempt 1 of 2, 30 s<br>lost: the node &lt;x&gt; is gone")
+
+
+def test_points_of_the_front_say_which_trials_they_are(tmp_path: Path) -> None:
+    changes = SPACE | {"search.objectives": "[f1 max, parameters min]"}
+    search = read_search(str(write_search(tmp_path / "two", realistic(), changes)), "two")
+    told = {
+        text.splitlines()[0]: (x, y) for trace in pareto_front(search).data[:2]
+        for text, x, y in zip(trace.text, trace.x, trace.y, strict=True)
+    }  # fmt: skip
+    rated = [one for one in search.trials if one.outcome != "failed" and one.f1]
+    assert len(told) == len(rated)
+    for one in rated:
+        text = next(text for text in told if f"({one.trial_id})" in text)
+        assert told[text] == (one.f1, one.metrics["parameters"])
+        assert text.endswith(f"parameters: {one.metrics['parameters']:,.0f}")
 
 
 def test_pictures_say_what_they_miss(tmp_path: Path) -> None:
