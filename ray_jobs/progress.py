@@ -203,7 +203,8 @@ def ran_to_its_end(trial: TrialRecord, settings: Settings) -> bool:
 
 
 def failure_message(trial: Trial) -> str:
-    """The error itself, out of the layers of text that Train and Tune put around it: the last line that names one."""
+    """The error itself, out of the layers of text that Train and Tune put around it: the last line that names one, else
+    (a worker that died without a word) the last line."""
     text = ""
     error = trial.get_error() if hasattr(trial, "get_error") else None
     if error is not None:
@@ -212,7 +213,8 @@ def failure_message(trial: Trial) -> str:
         with open(trial.error_file, encoding="utf-8", errors="replace") as file:
             text = file.read()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines if "Error" in line.split(":")[0] or "Exception" in line.split(":")[0]]
+    told = [line for line in lines if not line.endswith(":")]  # others announce what follows
+    named = [line for line in told if "Error" in line.split(":")[0] or "Exception" in line.split(":")[0]]
     return (named or lines or ["no message"])[-1]
 
 

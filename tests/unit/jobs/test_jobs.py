@@ -83,13 +83,22 @@ def test_table_has_a_row_per_trial() -> None:
     assert lines[3].split() == ["2", "bad", "-", "-", "0", "0", "failed", "1"]
 
 
-def test_failure_message_is_the_error_itself(tmp_path: Path) -> None:
+TRAIN_SAYS = "  File x\nray.train.WorkerGroupError: Training failed due to worker errors:\n[Rank 0 Error Snippet]:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{TRAIN_SAYS}Traceback:\n  File y\nmine.DivergedError: epoch 1: nan\n", "mine.DivergedError: epoch 1: nan"),
+        (f"{TRAIN_SAYS}A worker health check failed.\nThe actor is dead: killed\n", "The actor is dead: killed"),
+        ("", "no message"),
+    ],
+)
+def test_failure_message_is_the_error_itself(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "error.txt"
-    file.write_text(
-        "Traceback (most recent call last):\n  File x\nray_jobs.training.TrainingDivergedError: epoch 1: nan\n"
-    )
+    file.write_text(text)
     trial = SimpleNamespace(get_error=lambda: None, error_file=str(file))
-    assert failure_message(trial) == "ray_jobs.training.TrainingDivergedError: epoch 1: nan"  # type: ignore[arg-type]
+    assert failure_message(trial) == message  # type: ignore[arg-type]
 
 
 def test_warmup_longer_than_training_is_refused() -> None:
