@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REGISTERED_BY: Final = "trialgate.registered_by"  # id of the decision that made the version (or the model)
 LOADER: Final = "serve_app.pyfunc_model"
-_REQUIREMENTS: Final = ("mlflow", "numpy", "pandas", "safetensors", "tokenizers", "torch", "transformers")
+_REQUIREMENTS: Final = ("mlflow", "numpy", "pandas", "safetensors", "tokenizers", "torch")
 
 
 def find_model(client: MlflowClient, name: str) -> Any | None:

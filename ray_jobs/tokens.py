@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from configs.loading import ConfigError
 from configs.model import TrainingConfig
@@ -14,20 +15,20 @@ from ray_jobs.command import say
 from ray_jobs.data.prepare import Dataset, Split
 from ray_jobs.trial import SearchData
 
+if TYPE_CHECKING:
+    from serve_app.inference.checkpoint import Checkpoint
+    from serve_app.inference.tokenizing import TextTokenizer
+
 
 def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
     """The splits as token ids, tokenised once for all trials, with the tokenizer's files."""
     from ray_jobs.training import LabelledTokens, class_weights
-    from serve_app.inference.tokenizing import learn_wordpiece, load_tokenizer, tokenize
+    from serve_app.inference.tokenizing import learn_wordpiece, tokenize
 
-    model = settings.model
+    model, checkpoint = settings.model, None
     longest = max_length(settings)
     if model.checkpoint is not None:
-        check_checkpoint(model.checkpoint, model.revision, longest)
-        try:
-            tokenizer = load_tokenizer(model.checkpoint, model.revision)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model.checkpoint '{model.checkpoint}' has no usable tokenizer: {error}") from None
+        checkpoint, tokenizer = open_checkpoint(model.checkpoint, model.revision, longest)
     else:
         assert model.sizes is not None
         say("learning the vocabulary from the training split")
@@ -36,9 +37,6 @@ def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
     def labelled(split: Split) -> LabelledTokens:
         return LabelledTokens(tokenize(tokenizer, split.texts, longest).tokens, split.labels)
 
-    with tempfile.TemporaryDirectory(prefix="tg-tokenizer-") as folder:
-        tokenizer.save_pretrained(folder)
-        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     train, validation = labelled(dataset.train), labelled(dataset.validation)
     check_warmup(settings.training, len(train))
     try:
@@ -46,7 +44,9 @@ def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     say(f"tokenised {len(train) + len(validation):,} texts: {train.tokens.lengths.mean():.0f} tokens on average")
-    return SearchData(train, validation, files, dataset.label_names, dataset.f1.key)
+    return SearchData(
+        train, validation, tokenizer.files, tokenizer.vocabulary_size, checkpoint, dataset.label_names, dataset.f1.key
+    )
 
 
 def check_warmup(training: TrainingConfig, texts: int) -> None:
@@ -67,16 +67,21 @@ def max_length(settings: Settings) -> int:
     return int(max(dimension.values) if isinstance(dimension, Choice) else dimension.high)
 
 
-def check_checkpoint(checkpoint: str, revision: str, longest: int) -> None:
-    """Refuses a checkpoint that cannot be read, is no DistilBERT, or is too short for ``model.max_length``."""
-    from transformers import AutoConfig
+def open_checkpoint(location: str, revision: str, longest: int) -> tuple[Checkpoint, TextTokenizer]:
+    """The weights and the tokenizer to begin with.
+
+    Raises ConfigError for a checkpoint that cannot be read, is no DistilBERT, or is too short for ``model.max_length``.
+    """
+    from serve_app.inference.checkpoint import import_tokenizer, read_checkpoint
 
     try:
-        config = AutoConfig.from_pretrained(checkpoint, revision=revision)
+        checkpoint = read_checkpoint(location, revision)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"model.checkpoint '{location}' cannot be read: {str(error).splitlines()[0]}") from None
+    if checkpoint.max_length < longest:
+        raise ConfigError(f"model.max_length {longest} is more than the {checkpoint.max_length} positions of "
+                          f"checkpoint '{location}'")  # fmt: skip
+    try:
+        return checkpoint, import_tokenizer(location, revision)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model.checkpoint '{checkpoint}' cannot be read: {str(error).splitlines()[0]}") from None
-    if config.model_type != "distilbert":
-        raise ConfigError(f"model.checkpoint '{checkpoint}' is a {config.model_type} model, expected distilbert")
-    if config.max_position_embeddings < longest:
-        raise ConfigError(f"model.max_length {longest} is more than the {config.max_position_embeddings} positions of "
-                          f"checkpoint '{checkpoint}'")  # fmt: skip
+        raise ConfigError(f"model.checkpoint '{location}' has no usable tokenizer: {error}") from None

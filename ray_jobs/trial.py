@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,9 @@ from ray_jobs.machine import Usage, processor
 if TYPE_CHECKING:
     import numpy as np
     import ray
-    from transformers import PreTrainedTokenizerFast
 
     from ray_jobs.training import EpochReport, LabelledTokens, Trainer
+    from serve_app.inference.checkpoint import Checkpoint
     from serve_app.inference.families import PackedModel
 
 OBJECTIVE = "best_validation_f1"
@@ -36,12 +37,14 @@ _SAMPLE_TEXTS = 64
 class SearchData:
     """What every trial trains on: in Ray's object store once, read by all workers of a node without a copy.
 
-    ``tokenizer_files``: file name to content, written into every saved model.
+    ``tokenizer_files``: file name to content, written into every saved model. ``checkpoint``: pretrained weights.
     """
 
     train: LabelledTokens
     validation: LabelledTokens
-    tokenizer_files: dict[str, bytes]
+    tokenizer_files: Mapping[str, bytes]
+    vocabulary_size: int
+    checkpoint: Checkpoint | None
     label_names: tuple[str, ...]
     f1_key: str
 
@@ -122,24 +125,24 @@ def train_worker(config: dict[str, Any]) -> None:
     """The loop of one worker: trains with the trial's parameters, reports each epoch, rank 0 saves the best."""
     import ray
     import ray.train
-    import ray.train.torch
     import torch
-    from transformers.utils import logging as transformers_logging
 
     from ray_jobs.objectives import model_cost
     from ray_jobs.training import Trainer
     from ray_jobs.training_state import read_state, write_state
     from serve_app.inference.metrics import F1Definition
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     plan: TrialPlan = config["plan"]
     settings = Settings.model_validate(plan.settings).with_parameters(config["parameters"])
     data: SearchData = ray.get(plan.data)
     cpus = settings.search.cpus_per_trial / settings.search.workers
     torch.set_num_threads(max(1, int(cpus)))
-    model, tokenizer = build_model(settings, data)
-    device = ray.train.torch.get_device()
+    model = build_model(settings, data)
+    device, wrap = torch.device("cpu"), None
+    if settings.search.workers > 1 or settings.search.gpus_per_trial:
+        import ray.train.torch  # 1.5 s for nothing where one process trains on a processor
+
+        device, wrap = ray.train.torch.get_device(), ray.train.torch.prepare_model
     trainer = Trainer(
         model,
         data.train.cut(settings.model.max_length),
@@ -148,7 +151,7 @@ def train_worker(config: dict[str, Any]) -> None:
         label_names=data.label_names,
         f1=F1Definition.from_key(data.f1_key),
         device=device,
-        wrap=ray.train.torch.prepare_model,
+        wrap=wrap,
     )
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
@@ -179,7 +182,7 @@ def train_worker(config: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory(prefix="tg-checkpoint-") as temporary:
             write_state(Path(temporary) / STATE_FOLDER, trainer)
             if epoch.is_best:
-                save_model(Path(temporary) / MODEL_FOLDER, trainer, model, tokenizer, data, settings)
+                save_model(Path(temporary) / MODEL_FOLDER, trainer, model, data, settings)
             checkpoint = ray.train.Checkpoint.from_directory(temporary)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
 
@@ -201,53 +204,45 @@ def count_parameters(settings: Settings, data: SearchData) -> int:
                    for key, space in settings.search.space.items() if key.startswith("model.")}  # fmt: skip
         settings = settings.with_parameters(largest)
     try:
-        model, _ = build_model(settings, data)
-    except Exception as error:  # safetensors, transformers and torch have their own
-        what = f"model.checkpoint '{settings.model.checkpoint}'" if settings.model.checkpoint else "the model"
-        raise ConfigError(f"{what} cannot be loaded: {error}") from error
+        model = build_model(settings, data)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"the model cannot be made: {error}") from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def build_model(settings: Settings, data: SearchData) -> tuple[PackedModel, PreTrainedTokenizerFast]:
-    """The model of ``settings`` with its weights before training, and its tokenizer."""
+def build_model(settings: Settings, data: SearchData) -> PackedModel:
+    """The model of ``settings`` with its weights before training."""
     from ray_jobs.training import seed_everything
-    from serve_app.inference.families import new_distilbert, new_network, pretrained_distilbert
-    from serve_app.inference.tokenizing import load_tokenizer
+    from serve_app.inference.families import new_distilbert, new_network
 
-    with tempfile.TemporaryDirectory(prefix="tg-tokenizer-") as folder:
-        for name, content in data.tokenizer_files.items():
-            (Path(folder) / name).write_bytes(content)
-        tokenizer = load_tokenizer(folder)
     seed_everything(settings.training.seed)
     model, names = settings.model, data.label_names
-    dropouts = {"dropout": model.dropout, "classifier_dropout": model.classifier_dropout}
+    dropouts: dict[str, Any] = {"dropout": model.dropout, "classifier_dropout": model.classifier_dropout}
     if model.family != "distilbert":
         assert model.sizes is not None
-        sizes = model.sizes.model_dump() | {"vocabulary_size": len(tokenizer)}
-        return new_network(model.family, labels=names, **sizes, **dropouts), tokenizer
+        sizes = model.sizes.model_dump() | {"vocabulary_size": data.vocabulary_size}
+        return new_network(model.family, labels=names, **sizes, **dropouts)
     dropouts["attention_dropout"] = model.attention_dropout
-    if model.checkpoint is not None:
-        made = pretrained_distilbert(model.checkpoint, revision=model.revision, labels=names, **dropouts)
-        return made, tokenizer
+    if data.checkpoint is not None:
+        return new_distilbert(data.checkpoint.weights, labels=names, **data.checkpoint.sizes, **dropouts)
     assert model.architecture is not None
     architecture = model.architecture
     return new_distilbert(
+        labels=names,
         layers=architecture.layers,
         width=architecture.width,
         heads=architecture.heads,
         feed_forward_width=architecture.feed_forward_width or 4 * architecture.width,
-        vocabulary_size=len(tokenizer),
+        vocabulary_size=data.vocabulary_size,
         max_length=model.max_length,
-        labels=names,
         **dropouts,
-    ), tokenizer
+    )
 
 
 def save_model(
     folder: Path,
     trainer: Trainer,
     model: PackedModel,
-    tokenizer: PreTrainedTokenizerFast,
     data: SearchData,
     settings: Settings,
 ) -> None:
@@ -259,4 +254,4 @@ def save_model(
     sample = validation.tokens.select(range(min(_SAMPLE_TEXTS, len(validation))))
     logits: np.ndarray = trainer.logits(sample)
     info = ModelInfo(data.label_names, settings.model.max_length, F1Definition.from_key(data.f1_key))
-    write_model_folder(folder, model, tokenizer, info, sample, logits)
+    write_model_folder(folder, model, data.tokenizer_files, info, sample, logits)

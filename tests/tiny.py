@@ -36,29 +36,34 @@ def write_tiny_model(
     model: PackedModel
     if family == "distilbert":
         model = new_distilbert(
-            layers=1, width=16, heads=2, feed_forward_width=32, vocabulary_size=len(tokenizer), max_length=max_length,
+            layers=1,
+            width=16,
+            heads=2,
+            feed_forward_width=32,
+            vocabulary_size=tokenizer.vocabulary_size,
+            max_length=max_length,
             labels=labels,
-        ).eval()  # fmt: skip
+        ).eval()
         if rule:
-            _teach_rule(model, tokenizer.convert_tokens_to_ids("good"))
+            _teach_rule(model, tokenizer.backend.token_to_id("good"))
     else:
-        model = new_network(family, labels=labels, vocabulary_size=len(tokenizer), width=16).eval()
+        model = new_network(family, labels=labels, vocabulary_size=tokenizer.vocabulary_size, width=16).eval()
     sample = tokenize(tokenizer, ["the movie was good", "awful plot and boring acting"] * 4, max_length).tokens
     with torch.inference_mode():
         logits = model(pack([sample[i] for i in range(len(sample))])).numpy()
     definition = F1Definition("binary", labels[-1]) if len(labels) == 2 else F1Definition("macro")
-    write_model_folder(folder, model, tokenizer, ModelInfo(tuple(labels), max_length, definition), sample, logits)
+    write_model_folder(folder, model, tokenizer.files, ModelInfo(tuple(labels), max_length, definition), sample, logits)
     return folder
 
 
 def _teach_rule(model: PackedDistilBert, word: int) -> None:
     """Weights set by hand: one direction marks the word, uniform attention carries it to the first token."""
-    encoder, width = model.stock.distilbert, model.stock.config.dim
-    layer = encoder.transformer.layer[0]
+    embeddings, width = model.distilbert["embeddings"], model.config.width
+    layer = model.distilbert["transformer"].layer[0]
     with torch.no_grad():
-        encoder.embeddings.position_embeddings.weight.zero_()
+        embeddings.position_embeddings.weight.zero_()
         signs = torch.tensor([1.0, -1.0]).repeat(width // 2)
-        table = encoder.embeddings.word_embeddings.weight
+        table = embeddings.word_embeddings.weight
         table.copy_(signs.roll(1) * torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(width // 4))
         table[word] = signs
         mark = signs / width  # reads 1.0 from the marked word, 0.0 from every other
@@ -69,13 +74,13 @@ def _teach_rule(model: PackedDistilBert, word: int) -> None:
         layer.attention.v_lin.bias.zero_()
         layer.attention.out_lin.weight.copy_(torch.eye(width))
         layer.attention.out_lin.bias.zero_()
-        model.stock.pre_classifier.weight.zero_()
-        model.stock.pre_classifier.weight[0] = mark
-        model.stock.pre_classifier.bias.zero_()
-        model.stock.classifier.weight.zero_()
-        model.stock.classifier.weight[-1, 0] = 40.0
-        model.stock.classifier.bias.zero_()
-        model.stock.classifier.bias[-1] = -4.0
+        model.pre_classifier.weight.zero_()
+        model.pre_classifier.weight[0] = mark
+        model.pre_classifier.bias.zero_()
+        model.classifier.weight.zero_()
+        model.classifier.weight[-1, 0] = 40.0
+        model.classifier.bias.zero_()
+        model.classifier.bias[-1] = -4.0
 
 
 def tokens_of(rng: np.random.Generator, lengths: Sequence[int], vocabulary: int) -> TokenizedTexts:

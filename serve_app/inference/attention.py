@@ -1,4 +1,4 @@
-"""Attention over packed texts, registered with transformers under ``PACKED_ATTENTION``.
+"""Attention over packed texts.
 
 Attention is the one layer where texts must not see each other. On a GPU one variable-length kernel takes the whole
 row. On a processor long texts get one call each, and short ones are taken in groups of similar length, padded inside
@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface
 
 from serve_app.inference.dropout import keep_mask
 from serve_app.inference.packing import PackedBatch
-
-PACKED_ATTENTION = "trialgate_packed"
 
 # Measured on 2 cores with AVX512-BF16: above this length padding costs more than the calls that it saves.
 _LONGEST_GROUPED = 96
@@ -93,43 +89,29 @@ def _group(lengths: Sequence[int], start: int, stop: int, longest: int, device: 
 
 
 def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    plan: AttentionPlan,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention inside every text of a packed row; transformers' attention signature.
-
-    ``query``, ``key``, ``value``: [1, heads, tokens, head width]. Returns [1, tokens, heads, head width].
-    """
-    # [tokens, heads, head width]
-    rows = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan, dropout: float = 0.0
+) -> torch.Tensor:
+    """Attention inside every text of a packed row; ``query``, ``key``, ``value`` and result: [tokens, heads, width]."""
+    scaling = query.shape[-1] ** -0.5
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
         # Imported here: builds without CUDA may lack the kernel. It has no dropout, so training with attention
         # dropout takes the grouped path below.
         from torch.nn.attention.varlen import varlen_attn
 
         starts, longest = plan.cu_seqlens, plan.longest
-        out = varlen_attn(rows[0], rows[1], rows[2], starts, starts, longest, longest, scale=scaling)
+        out = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling)
         assert isinstance(out, torch.Tensor)
-        return out[None], None
+        return out
     # One split: a slice for each group would fill a whole row of zeros for its gradient.
-    filler = query.shape[2] - plan.groups[-1].stop
+    filler = len(query) - plan.groups[-1].stop
     sizes = [*(group.stop - group.start for group in plan.groups), filler]
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     parts = [
         _attend(group, taken, dropout, scaling)
-        for group, *taken in zip(plan.groups, *(row.split(sizes) for row in rows), strict=False)
+        for group, *taken in zip(plan.groups, *(row.split(sizes) for row in (query, key, value)), strict=False)
     ]
     if filler:
-        parts.append(rows[2].new_zeros(filler, *rows[2].shape[1:]))
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+        parts.append(value.new_zeros(filler, *value.shape[1:]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend(group: TextGroup, rows: Sequence[torch.Tensor], dropout: float, scaling: float) -> torch.Tensor:
@@ -174,6 +156,3 @@ def _attend_for_training(
         kept, scale = keep_mask(weights, dropout)
         weights, value = weights * kept, value * scale
     return torch.bmm(weights, value).view(texts, heads, length, width)
-
-
-AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,43 +1,211 @@
-"""DistilBERT on packed batches: the stock transformers model with its stock weights."""
+"""DistilBERT (Sanh et al., 2019) on packed batches, with the names of weights and settings that transformers has.
+
+Written out here because importing transformers' own takes 4 s of processor time and 250 MB in every trial and every
+replica, more than all the rest of its start. The tests compare both, forwards and backwards.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import DistilBertForSequenceClassification
 
-from serve_app.inference.attention import PACKED_ATTENTION, plan_attention
-from serve_app.inference.dropout import with_fast_dropout
+from serve_app.inference.attention import AttentionPlan, packed_attention, plan_attention
+from serve_app.inference.dropout import Dropout
 from serve_app.inference.packing import PackedBatch
+
+_EPSILON = 1e-12  # of the norms, as DistilBERT was trained
+_PAD = 0
+_SPREAD = 0.02  # standard deviation of new weights
+# Our names and those of transformers' config.json: of what the weights decide, and of the rest.
+_STOCK_SIZES = {
+    "vocabulary_size": "vocab_size",
+    "max_length": "max_position_embeddings",
+    "layers": "n_layers",
+    "width": "dim",
+    "heads": "n_heads",
+    "feed_forward_width": "hidden_dim",
+}
+_STOCK_NAMES = _STOCK_SIZES | {
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "classifier_dropout": "seq_classif_dropout",
+}
+SIZES = tuple(_STOCK_SIZES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilBertConfig:
+    """``max_length``: positions, tokens; ``width`` and ``feed_forward_width``: units; dropouts are probabilities.
+
+    Raises ValueError when ``heads`` does not divide ``width``.
+    """
+
+    family: ClassVar[str] = "distilbert"
+    labels: tuple[str, ...]
+    vocabulary_size: int
+    max_length: int
+    layers: int
+    width: int
+    heads: int
+    feed_forward_width: int
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    classifier_dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
+
+    @classmethod
+    def from_stock(cls, content: Mapping[str, Any], labels: tuple[str, ...]) -> DistilBertConfig:
+        """From the content of transformers' ``config.json``. Raises ValueError for what is not supported."""
+        activation = content.get("activation", "gelu")
+        if activation != "gelu":
+            raise ValueError(f"the model has the activation '{activation}', expected gelu")
+        missing = [name for name in _STOCK_NAMES.values() if name not in content]
+        if missing:
+            raise ValueError(f"config.json has no {', '.join(missing)}")
+        return cls(labels=labels, **{ours: content[theirs] for ours, theirs in _STOCK_NAMES.items()})
+
+    def as_stock(self) -> dict[str, Any]:
+        """The content of transformers' ``config.json``, but for the labels."""
+        return {
+            "architectures": ["DistilBertForSequenceClassification"],
+            "model_type": "distilbert",
+            "activation": "gelu",
+            "pad_token_id": _PAD,
+            "initializer_range": _SPREAD,
+            **{theirs: getattr(self, ours) for ours, theirs in _STOCK_NAMES.items()},
+        }
+
+
+class Embeddings(nn.Module):
+    """Of tokens and of their positions."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocabulary_size, config.width, padding_idx=_PAD)
+        self.position_embeddings = nn.Embedding(config.max_length, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=_EPSILON)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Float [tokens, width] of int64 [tokens]."""
+        return self.dropout(self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings(positions)))
+
+
+class Attention(nn.Module):
+    """Of the tokens of each text to one another, with several heads."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.q_lin = nn.Linear(config.width, config.width)
+        self.k_lin = nn.Linear(config.width, config.width)
+        self.v_lin = nn.Linear(config.width, config.width)
+        self.out_lin = nn.Linear(config.width, config.width)
+
+    def forward(self, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        """Float [tokens, width] of the same."""
+        query, key, value = (
+            linear(hidden).unflatten(1, (self.heads, -1)) for linear in (self.q_lin, self.k_lin, self.v_lin)
+        )
+        dropout = self.dropout if self.training else 0.0
+        return self.out_lin(packed_attention(query, key, value, plan, dropout).flatten(1))
+
+
+class FeedForward(nn.Module):
+    """The two linear layers of a block."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(config.width, config.feed_forward_width)
+        self.lin2 = nn.Linear(config.feed_forward_width, config.width)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float [tokens, width] of the same."""
+        return self.dropout(self.lin2(functional.gelu(self.lin1(hidden))))
+
+
+class Block(nn.Module):
+    """One layer of the encoder: attention and feed-forward, each added to its input and normed."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.sa_layer_norm = nn.LayerNorm(config.width, eps=_EPSILON)
+        self.ffn = FeedForward(config)
+        self.output_layer_norm = nn.LayerNorm(config.width, eps=_EPSILON)
+
+    def forward(self, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        """Float [tokens, width] of the same."""
+        hidden = self.sa_layer_norm(self.attention(hidden, plan) + hidden)
+        return self.output_layer_norm(self.ffn(hidden) + hidden)
+
+
+class Encoder(nn.Module):
+    """All blocks."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Block(config) for _ in range(config.layers))
+
+    def forward(self, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        """Float [tokens, width] of the same."""
+        for block in self.layer:
+            hidden = block(hidden, plan)
+        return hidden
 
 
 class PackedDistilBert(nn.Module):
-    """The stock DistilBERT classifier with its stock weights, run on packed batches."""
+    """The DistilBERT classifier: embeddings, encoder, and two linear layers on the first token of each text.
 
-    def __init__(self, stock: DistilBertForSequenceClassification) -> None:
+    Its weights are not set: see ``fill`` and ``load_state_dict``.
+    """
+
+    def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
-        self.stock = stock
-        self.stock.set_attn_implementation(PACKED_ATTENTION)
-        with_fast_dropout(self.stock)
+        self.config = config
+        self.distilbert = nn.ModuleDict({"embeddings": Embeddings(config), "transformer": Encoder(config)})
+        self.pre_classifier = nn.Linear(config.width, config.width)
+        self.classifier = nn.Linear(config.width, len(config.labels))
+        self.dropout = Dropout(config.classifier_dropout)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Logits float [texts, classes], in the order in which the texts were given to ``pack``."""
-        encoder, plan = self.stock.distilbert, plan_attention(batch)
-        filled = [
-            functional.pad(row, (0, row_filler(row.shape[1]))) if row.device.type == "cpu" else row
-            for row in (batch.input_ids, batch.position_ids)
-        ]
-        hidden = encoder.embeddings(filled[0], position_ids=filled[1])
+        ids, positions = batch.input_ids[0], batch.position_ids[0]
+        if ids.device.type == "cpu":
+            ids, positions = (functional.pad(row, (0, row_filler(len(row)))) for row in (ids, positions))
+        hidden = self.distilbert["embeddings"](ids, positions)
         if torch.is_autocast_enabled(hidden.device.type):
             # Else the residual stream would stay in fp32, and every linear layer would copy its input.
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        # Straight to the layers: the encoder's own forward only adds the padding mask, which packing has no use for.
-        hidden = encoder.transformer(hidden_states=hidden, attention_mask=None, plan=plan).last_hidden_state
-        first_tokens = hidden[0].index_select(0, batch.cu_seqlens[:-1])
-        pooled = self.stock.dropout(torch.relu(self.stock.pre_classifier(first_tokens)))
-        logits = self.stock.classifier(pooled)
+        hidden = self.distilbert["transformer"](hidden, plan_attention(batch))
+        first_tokens = hidden.index_select(0, batch.cu_seqlens[:-1])
+        logits = self.classifier(self.dropout(torch.relu(self.pre_classifier(first_tokens))))
         return torch.empty_like(logits).index_copy(0, batch.order, logits)
+
+    @torch.no_grad()
+    def fill(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Copies ``weights``, by name, and draws the others from torch's global generator, as DistilBERT was begun."""
+        for name, parameter in self.named_parameters():
+            if name in weights:
+                parameter.numpy()[...] = weights[name]  # may be read-only, in Ray's object store
+            elif name.endswith(".bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:  # of a norm
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(std=_SPREAD)
+                if name.endswith("word_embeddings.weight"):
+                    parameter[_PAD].zero_()
 
 
 def row_filler(tokens: int) -> int:

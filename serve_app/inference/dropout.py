@@ -34,11 +34,3 @@ class Dropout(nn.Dropout):
             return super().forward(units)
         mask, scale = keep_mask(units, self.p)
         return units * scale * mask
-
-
-def with_fast_dropout(model: nn.Module) -> None:
-    """Puts ``Dropout`` in the place of every ``torch.nn.Dropout`` of ``model``."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                setattr(module, name, Dropout(child.p))

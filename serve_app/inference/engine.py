@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from serve_app.inference.families import PackedModel
 from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
 from serve_app.inference.saved_model import ModelFolderError, ModelInfo, read_info, read_model, read_sample
 from serve_app.inference.saved_model import weights_digest as digest_of
-from serve_app.inference.tokenizing import Tokenized, load_tokenizer, tokenize
+from serve_app.inference.tokenizing import TextTokenizer, Tokenized, read_tokenizer, tokenize
 
 # Largest difference of a sample text's probability from the fp32 one that a load accepts. bf16 keeps 8 bits of
 # mantissa; trained models here stayed within 0.02, and a broken model is off by far more.
@@ -43,7 +42,7 @@ class Engine:
     def __init__(
         self,
         model: PackedModel,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: TextTokenizer,
         info: ModelInfo,
         *,
         precision: str,
@@ -89,7 +88,7 @@ class Engine:
         info = read_info(folder)
         engine = cls(
             read_model(folder),
-            load_tokenizer(folder),
+            read_tokenizer(folder),
             info,
             precision=chosen,
             precision_reason=reason,

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
 
 from serve_app.inference.digests import files_digest
-from serve_app.inference.families import PackedModel, labels_of, read_packed_model, stored_weights, write_config
+from serve_app.inference.families import PackedModel, read_packed_model, write_config
 from serve_app.inference.metrics import F1Definition
 from serve_app.inference.packing import TokenizedTexts
 
@@ -58,34 +58,38 @@ class ModelInfo:
 def write_model_folder(
     folder: Path,
     model: PackedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer_files: Mapping[str, bytes],
     info: ModelInfo,
     sample: TokenizedTexts,
     sample_logits: np.ndarray,
 ) -> None:
-    """Writes the folder, replacing one of the same name. ``sample_logits``: float32 [texts of ``sample``, classes]."""
+    """Writes the folder, replacing one of the same name.
+
+    ``tokenizer_files``: name to content. ``sample_logits``: float32 [texts of ``sample``, classes].
+    """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write_config(model, temporary)
-    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in stored_weights(model).items()}
+    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-    tokenizer.save_pretrained(temporary)
+    for name, content in tokenizer_files.items():
+        (temporary / name).write_bytes(content)
     tensors = {
         "ids": torch.from_numpy(np.ascontiguousarray(sample.ids)),
         "offsets": torch.from_numpy(np.ascontiguousarray(sample.offsets)),
         "logits": torch.from_numpy(np.ascontiguousarray(sample_logits, dtype=np.float32)),
     }
     save_file(tensors, temporary / SAMPLE_FILE)
-    content = {
+    description = {
         "format_version": info.format_version,
         "labels": list(info.labels),
         "max_length": info.max_length,
         "f1": info.f1.key,
         "temperature": info.temperature,
     }
-    (temporary / INFO_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (temporary / INFO_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
@@ -123,9 +127,9 @@ def read_model(folder: Path) -> PackedModel:
         raise ModelFolderError(f"{folder / WEIGHTS_FILE} does not hold this model's weights: {error}") from None
     except ValueError as error:
         raise ModelFolderError(str(error)) from None
-    if labels_of(model) != info.labels:
+    if model.config.labels != info.labels:
         raise ModelFolderError(
-            f"{folder / 'config.json'} has labels {list(labels_of(model))}, {INFO_FILE} has "
+            f"{folder / 'config.json'} has labels {list(model.config.labels)}, {INFO_FILE} has "
             f"{list(info.labels)}: they must be the same, in the same order"
         )
     return model

@@ -1,19 +1,21 @@
-"""Texts to token ids: loading a tokenizer, learning one, and cutting texts to the model's length."""
+"""Texts to token ids: reading a tokenizer, learning one, and cutting texts to the model's length."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from serve_app.inference.packing import TokenizedTexts
 
+_BACKEND_FILE = "tokenizer.json"
+TOKENIZER_FILES = (_BACKEND_FILE, "tokenizer_config.json")
 _SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
                    "mask_token": "[MASK]"}  # fmt: skip
 _MOST_CHARACTERS = 1000  # rarer ones become [UNK]
@@ -27,28 +29,40 @@ class Tokenized:
     truncated: np.ndarray
 
 
-def load_tokenizer(location: str | Path, revision: str = "main") -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a folder or hub id.
+@dataclass(frozen=True)
+class TextTokenizer:
+    """``backend`` does the work; ``files``: what a saved model keeps of it, name to content, as transformers has it."""
+
+    backend: tokenizers.Tokenizer
+    files: Mapping[str, bytes]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Entries, special ones included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+
+def read_tokenizer(folder: str | Path) -> TextTokenizer:
+    """The tokenizer of a folder with TOKENIZER_FILES. Raises ValueError for a ``tokenizer.json`` that is none.
 
     Any padding or truncation stored with it is switched off: padding belongs to batches, of which there are none here,
     and ``tokenize`` must see how long a text is.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(location), revision=revision, use_fast=True)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"{location} has no fast tokenizer (tokenizer.json)")
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
-    return tokenizer
+    files = {name: (Path(folder) / name).read_bytes() for name in TOKENIZER_FILES}
+    try:
+        backend = tokenizers.Tokenizer.from_buffer(files[_BACKEND_FILE])
+    except Exception as error:  # noqa: BLE001 - the library raises this very class
+        raise ValueError(f"{Path(folder) / _BACKEND_FILE} is no tokenizer: {error}") from None
+    backend.no_padding()
+    backend.no_truncation()
+    return TextTokenizer(backend, files)
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int, truncate: bool = True
-) -> Tokenized:
+def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], max_length: int, truncate: bool = True) -> Tokenized:
     """Token ids of ``texts``; those over ``max_length`` tokens are cut before the final [SEP] if ``truncate``."""
-    backend = tokenizer.backend_tokenizer
     rows: list[Sequence[int]] = []
     truncated = np.zeros(len(texts), dtype=bool)
-    for place, encoding in enumerate(backend.encode_batch_fast(list(texts), add_special_tokens=True)):
+    for place, encoding in enumerate(tokenizer.backend.encode_batch_fast(list(texts), add_special_tokens=True)):
         ids = encoding.ids
         if len(ids) > max_length:
             truncated[place] = True
@@ -58,7 +72,7 @@ def tokenize(
     return Tokenized(TokenizedTexts.from_lists(rows), truncated)
 
 
-def learn_wordpiece(texts: Sequence[str], vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
+def learn_wordpiece(texts: Sequence[str], vocabulary_size: int, max_length: int) -> TextTokenizer:
     """A lower-casing WordPiece tokenizer in DistilBERT's layout, learnt from ``texts``.
 
     The vocabulary has at most ``vocabulary_size`` entries, fewer for small data; the same texts give the same one.
@@ -68,7 +82,9 @@ def learn_wordpiece(texts: Sequence[str], vocabulary_size: int, max_length: int)
     first, separator = (("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"]))
     core.post_processor = tokenizers.processors.BertProcessing(separator, first)
     core.add_special_tokens(list(_SPECIAL_TOKENS.values()))
-    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=max_length, **_SPECIAL_TOKENS)
+    stock = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **_SPECIAL_TOKENS}
+    contents = core.to_str(pretty=True), json.dumps(stock, indent=2) + "\n"
+    return TextTokenizer(core, dict(zip(TOKENIZER_FILES, (content.encode() for content in contents), strict=True)))
 
 
 def _core(model: tokenizers.models.WordPiece) -> tokenizers.Tokenizer:

@@ -33,15 +33,21 @@ import numpy as np
 import pyarrow.parquet
 import torch
 import transformers
-from transformers import DataCollatorWithPadding, DistilBertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    DataCollatorWithPadding,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from configs.model import TrainingConfig
 from ray_jobs.data.generator import generate
 from ray_jobs.training import LabelledTokens, Trainer
+from serve_app.inference.checkpoint import import_tokenizer, read_checkpoint
 from serve_app.inference.distilbert import PackedDistilBert
-from serve_app.inference.families import new_distilbert, pretrained_distilbert
+from serve_app.inference.families import new_distilbert
 from serve_app.inference.metrics import F1Definition, confusion_matrix, f1_from_confusion
-from serve_app.inference.tokenizing import learn_wordpiece, load_tokenizer, tokenize
+from serve_app.inference.tokenizing import TextTokenizer, learn_wordpiece, tokenize
 
 NAMES = ("negative", "positive")
 POSITIVE = F1Definition("binary", "positive")
@@ -56,7 +62,7 @@ class Task:
     name: str
     train: LabelledTokens
     validation: LabelledTokens
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: TextTokenizer
     model: PackedDistilBert
 
 
@@ -129,11 +135,13 @@ def train_ours(task: Task, options: argparse.Namespace) -> Result:
 
 def train_hugging_face(task: Task, options: argparse.Namespace, settings: dict[str, Any]) -> Result:
     """The Hugging Face Trainer with ``settings`` over its defaults."""
-    config = copy.deepcopy(task.model.stock.config)
-    model = DistilBertForSequenceClassification(config)
+    model = DistilBertForSequenceClassification(DistilBertConfig(**task.model.config.as_stock()))
     model.set_attn_implementation("sdpa")
-    model.load_state_dict(task.model.stock.state_dict())
+    model.load_state_dict(task.model.state_dict())
     with tempfile.TemporaryDirectory() as folder:
+        for file, content in task.tokenizer.files.items():
+            (Path(folder) / file).write_bytes(content)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         trainer = transformers.Trainer(
             model,
             transformers.TrainingArguments(
@@ -142,8 +150,8 @@ def train_hugging_face(task: Task, options: argparse.Namespace, settings: dict[s
                 report_to="none", disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), **settings,
             ),
             train_dataset=_rows(task.train),
-            data_collator=DataCollatorWithPadding(task.tokenizer),
-            processing_class=task.tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            processing_class=tokenizer,
         )  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)
         began, busy = time.perf_counter(), time.process_time()
@@ -177,8 +185,8 @@ def _task(name: str, texts: Sequence[str], labels: Sequence[int], options: argpa
     longest = options.max_length
     torch.manual_seed(options.seed)
     if options.checkpoint:
-        tokenizer = load_tokenizer(options.checkpoint)
-        model = pretrained_distilbert(options.checkpoint, revision="main", labels=NAMES)
+        tokenizer, checkpoint = import_tokenizer(options.checkpoint), read_checkpoint(options.checkpoint)
+        model = new_distilbert(checkpoint.weights, labels=NAMES, **checkpoint.sizes)
     else:
         tokenizer = learn_wordpiece(texts, 30_522, longest)
         model = new_distilbert(

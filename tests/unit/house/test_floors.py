@@ -149,3 +149,10 @@ def test_commands_start_without_the_heavy_libraries(module: str, tmp_path: Path)
     code = f"import importlib, json, sys; importlib.import_module({module!r}); print(json.dumps(sorted(sys.modules)))"
     loaded = set(json.loads(_run_python(code, tmp_path).splitlines()[-1]))
     assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("module", ["serve_app.inference.engine", "ray_jobs.training"])
+def test_trials_and_replicas_start_without_transformers(module: str, tmp_path: Path) -> None:
+    """Which takes longer to import, and more memory, than torch and all the rest."""
+    code = f"import importlib, json, sys; importlib.import_module({module!r}); print(json.dumps(sorted(sys.modules)))"
+    assert not set(json.loads(_run_python(code, tmp_path).splitlines()[-1])) & {"transformers", "sklearn", "pandas"}

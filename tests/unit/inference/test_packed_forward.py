@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import DistilBertForSequenceClassification
+import transformers
 
 from serve_app.inference.attention import plan_attention
 from serve_app.inference.distilbert import PackedDistilBert, row_filler
@@ -24,14 +24,22 @@ def model() -> PackedDistilBert:
         labels=("a", "b", "c"),
     )  # fmt: skip
     with torch.no_grad():  # larger than at the start of training, so that a mistake is seen in the probabilities
-        for parameter in made.stock.classifier.parameters():
+        for parameter in made.classifier.parameters():
             parameter.mul_(20)
     return made.eval()
 
 
-def padded_logits(model: PackedDistilBert, tokens: TokenizedTexts) -> torch.Tensor:
-    stock: DistilBertForSequenceClassification = copy.deepcopy(model.stock)
+def stock_of(model: PackedDistilBert) -> transformers.DistilBertForSequenceClassification:
+    """transformers' own model with the same weights."""
+    config = transformers.DistilBertConfig(**model.config.as_stock(), num_labels=len(model.config.labels))
+    stock = transformers.DistilBertForSequenceClassification(config).eval()
+    stock.load_state_dict(model.state_dict())
     stock.set_attn_implementation("eager")
+    return stock
+
+
+def padded_logits(model: PackedDistilBert, tokens: TokenizedTexts) -> torch.Tensor:
+    stock = stock_of(model)
     longest = int(tokens.lengths.max())
     ids = torch.zeros(len(tokens), longest, dtype=torch.long)
     mask = torch.zeros(len(tokens), longest, dtype=torch.long)
@@ -69,16 +77,28 @@ def test_bf16_probabilities_within_two_hundredths(model: PackedDistilBert) -> No
 
 def test_gradients_equal_padded_ones(model: PackedDistilBert) -> None:
     tokens = tokens_of(np.random.default_rng(3), [3, 9, 10, 11, 40, 120], 300)
-    packed, stock = copy.deepcopy(model), copy.deepcopy(model.stock)
-    stock.set_attn_implementation("eager")
+    packed, stock = copy.deepcopy(model), stock_of(model)
     packed(pack([tokens[i] for i in range(len(tokens))])).square().sum().backward()
     total = sum(
         stock(input_ids=torch.from_numpy(tokens[i].astype(np.int64))[None]).logits.square().sum()
         for i in range(len(tokens))
     )
     total.backward()  # type: ignore[union-attr]
-    for (name, ours), theirs in zip(packed.stock.named_parameters(), stock.parameters(), strict=True):
+    for (name, ours), theirs in zip(packed.named_parameters(), stock.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_new_weights_are_spread_like_the_stock_ones() -> None:
+    sizes = {"layers": 2, "width": 64, "heads": 4, "feed_forward_width": 128, "vocabulary_size": 900, "max_length": 128}
+    torch.manual_seed(0)
+    ours = new_distilbert(labels=("a", "b"), **sizes)
+    stock = transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(**ours.config.as_stock()))
+    for (name, found), expected in zip(ours.named_parameters(), stock.parameters(), strict=True):
+        assert found.shape == expected.shape, name
+        noise = 6 * 0.02 / found.numel() ** 0.5  # 4 standard deviations of the difference of two means
+        assert abs(found.mean() - expected.mean()) < noise, name
+        assert abs(found.std() - expected.std()) < noise, name
+    assert not ours.distilbert["embeddings"].word_embeddings.weight[0].any()
 
 
 def test_texts_do_not_see_each_other(model: PackedDistilBert) -> None:
