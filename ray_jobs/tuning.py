@@ -49,7 +49,7 @@ def new_tuner(
             search_alg=ContinuedSearch(ConcurrencyLimiter(searcher, concurrent), past),
             scheduler=scheduler,
             num_samples=search.trials - len(past.settled),
-            reuse_actors=False,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=f"tune-{secrets.token_hex(3)}",  # what Tune writes there is never read again: the journal is
