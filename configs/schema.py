@@ -161,6 +161,14 @@ class Settings(Section):
                 "training.warmup_ratio 1.0 leaves no step for the decay: lower it or use schedule constant"
             )
 
+    def largest(self, key: str) -> int:
+        """The largest value that any trial of the search may have for ``key``, a whole number of model or training."""
+        dimension = self.search.space.get(key)
+        if dimension is None:
+            section, _, field = key.partition(".")
+            return int(getattr(getattr(self, section), field))
+        return int(max(map(float, dimension.values)) if isinstance(dimension, Choice) else dimension.high)
+
     def with_parameters(self, parameters: dict[str, Any]) -> Settings:
         """These settings with a trial's ``parameters`` (dotted name to value) put in, validated again."""
         values = self.model_dump()

@@ -140,23 +140,29 @@ def concurrent_trials(search: SearchConfig, nodes: list[dict[str, float]] | None
     ``nodes``: total resources of each living node (default: asked of Ray). Raises ConfigError, with the arithmetic,
     when not even one trial fits.
     """
-    if nodes is None:
-        import ray
-
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    workers = search.workers
-    cpus, gpus = search.cpus_per_trial / workers, search.gpus_per_trial / workers
-    # A worker cannot be split over nodes, a trial's workers can.
-    slots = sum(_slots(node, cpus, gpus) for node in nodes)
-    fitting = slots // workers
+    nodes = living_nodes() if nodes is None else nodes
+    fitting = _places(search, nodes) // search.workers
     if not fitting:
-        found = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise ConfigError(
-            f"a trial needs {workers} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs each, and the cluster has room for "
-            f"{slots} such worker(s): its nodes have {found}. Lower search.gpus_per_trial, search.cpus_per_trial or "
-            "search.workers_per_trial, or add nodes"
-        )
+        raise ConfigError(f"{arithmetic(search, nodes)}. Lower search.gpus_per_trial, search.cpus_per_trial or "
+                          "search.workers_per_trial, or add nodes")  # fmt: skip
     return min(fitting, search.max_concurrent or fitting, search.trials)
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """Total resources of each living node of the connected cluster."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def arithmetic(search: SearchConfig, nodes: list[dict[str, float]]) -> str:
+    """In words, what a trial needs and what the ``nodes`` have room for."""
+    cpus, gpus = search.cpus_per_trial / search.workers, search.gpus_per_trial / search.workers
+    found = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    return (
+        f"a trial needs {search.workers} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs each, and the cluster has room "
+        f"for {_places(search, nodes)} such worker(s): its nodes have {found}"
+    )
 
 
 def wait_for_room(search: SearchConfig) -> int:
@@ -191,6 +197,12 @@ def wait_for_room(search: SearchConfig) -> int:
             time.sleep(1)
     finally:
         request_resources(bundles=[])
+
+
+def _places(search: SearchConfig, nodes: list[dict[str, float]]) -> int:
+    # A worker cannot be split over nodes, a trial's workers can.
+    cpus, gpus = search.cpus_per_trial / search.workers, search.gpus_per_trial / search.workers
+    return sum(_slots(node, cpus, gpus) for node in nodes)
 
 
 def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:

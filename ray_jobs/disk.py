@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,13 +39,17 @@ def needed_bytes(parameters: int, search: SearchConfig, concurrent: int) -> int:
     return parameters * (concurrent * running + (search.keep_best + 1) * _BYTES_OF_MODEL)
 
 
-def check_room(storage: str, needed: int) -> None:
-    """Raises StorageUnavailable when the disk of a local ``storage`` has less than ``needed`` bytes free."""
+def check_room(storage: str, needed: int) -> int | None:
+    """Bytes free on the disk of a local ``storage``. Raises StorageUnavailable when it is no folder that can be
+    written, or has less than ``needed`` bytes. None elsewhere: an object store has no end that could be asked for."""
     if "://" in storage:
-        return  # an object store has no end that could be asked for
+        return None
     folder = Path(storage)
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageUnavailable(f"search.storage {storage} cannot be written: {folder} is no folder that this user "
+                                 "may write to")  # fmt: skip
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageUnavailable(
@@ -52,6 +57,7 @@ def check_room(storage: str, needed: int) -> None:
             f"{needed / 1e9:.2f} GB: make room, choose another search.storage, or lower search.max_concurrent or "
             "search.keep_best"
         )
+    return free
 
 
 def losers(ended: Sequence[TrialRecord], search: SearchConfig) -> list[TrialRecord]:

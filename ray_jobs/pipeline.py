@@ -1,6 +1,6 @@
 """The whole loop as one job: search, then the gate, then registration and promotion.
 
-    python -m ray_jobs.pipeline --config FILE [--set key=value ...]
+    python -m ray_jobs.pipeline --config FILE [--set key=value ...] [--resume NAME] [--dry-run]
 
 The exit code follows the gate: 0 promoted, 3 blocked (0 with ``--blocked-ok``, for schedules).
 """
@@ -17,6 +17,7 @@ from configs.schema import Settings
 from gate.console import run_command
 from gate.decision import Decision
 from ray_jobs.command import job_parser, say
+from ray_jobs.plan import dry_run
 from ray_jobs.search import SearchResult, run_search
 from serve_app import mlflow_client
 
@@ -61,12 +62,19 @@ def main(argv: list[str] | None = None) -> int:
     """The command line."""
     parser = job_parser("python -m ray_jobs.pipeline", (__doc__ or "").split("\n")[0])
     parser.add_argument("--resume", metavar="NAME", help="go on with the search of this name")
+    parser.add_argument("--dry-run", action="store_true", help="tell what the search would do, and start no trial")
     parser.add_argument("--blocked-ok", action="store_true", help="exit with 0 when the gate blocks")
     args = parser.parse_args(argv)
 
     def work() -> tuple[dict[str, Any], list[str], int]:
         started = time.monotonic()
         settings = load_settings(args.config, args.overrides)
+        if args.dry_run:
+            plan, lines = dry_run(settings, args.resume)
+            gate = (
+                f"then the gate: the F1 of production {settings.tracking.model_name}, or {settings.gate.minimum_f1:g} "
+            )
+            return plan, [*lines[:-1], f"{gate}while there is none", lines[-1]], ExitCode.OK
         result, decision = run_pipeline(settings, args.resume)
         code = ExitCode.OK if decision.passed or args.blocked_ok else ExitCode.BLOCKED
         found = document(result, decision, time.monotonic() - started)

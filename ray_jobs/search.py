@@ -1,7 +1,7 @@
 """The hyperparameter search: parallel trials on Ray, found by Optuna, logged to MLflow.
 
-    python -m ray_jobs.search --config FILE [--set key=value ...] [--resume NAME]
-    python -m ray_jobs.search --from-run R [--set key=value ...]
+    python -m ray_jobs.search --config FILE [--set key=value ...] [--resume NAME] [--dry-run]
+    python -m ray_jobs.search --from-run R [--set key=value ...] [--dry-run]
 
 It ends with the best trial by validation F1. It stores the test split for the gate and never looks at it, and it
 never touches the registry.
@@ -9,10 +9,8 @@ never touches the registry.
 
 from __future__ import annotations
 
-import datetime
 import functools
 import json
-import secrets
 import sys
 import time
 from dataclasses import dataclass
@@ -21,19 +19,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import fsspec
 
 from configs.exit_codes import ExitCode
-from configs.loading import ConfigError, load_settings
+from configs.loading import load_settings
 from configs.schema import Settings
 from configs.search import SearchConfig
 from gate.console import run_command
 from ray_jobs import disk, objectives, report, tracking
 from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally, wait_for_room
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
-from ray_jobs.data.prepare import Dataset, prepare
+from ray_jobs.data.prepare import Dataset
 from ray_jobs.journal import Journal
+from ray_jobs.plan import SETTINGS_FILE, begin, dry_run
 from ray_jobs.progress import TrackingCallback, summary_table
 from ray_jobs.rerun import EarlierRun, earlier_run
 from ray_jobs.resuming import Past, settle
-from ray_jobs.tokens import tokenise
 from ray_jobs.tracking import Tracker, TrialRecord
 from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, count_parameters, run_trial
 from ray_jobs.tuning import new_scheduler, new_tuner
@@ -49,13 +47,6 @@ if TYPE_CHECKING:
 
 
 FLUSH_SECONDS = 60.0
-_SETTINGS_FILE = "settings.json"
-# What a search that goes on must share with its beginning.
-_FIXED_SECTIONS = ("data", "model", "training")
-_FIXED_SEARCH = (
-    "space seed sampler startup_trials candidates population scheduler grace_epochs reduction_factor minimum_trials "
-    "objectives warm_start"
-).split()
 
 
 @dataclass(frozen=True)
@@ -88,22 +79,9 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
     Raises ConfigError, DataError, ClusterUnavailable, TrackingUnavailable, StorageUnavailable, and AllTrialsFailed when
     no trial gave a model.
     """
-    started = datetime.datetime.now(datetime.UTC)
-    name = resume or settings.search.name or f"search-{started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    if settings.search.storage is None:
-        raise ConfigError("search.storage is not set, and there is no home folder that the cluster shares: set "
-                          "search.storage (or home) to an absolute path or URL that every node can reach")  # fmt: skip
-    storage = f"{settings.search.storage}/{name}"
-    if not settings.search.space and settings.search.trials > 1:
-        raise ConfigError(f"search.space is empty, so all {settings.search.trials} trials would be the same: "
-                          "name what to search, or set search.trials=1")  # fmt: skip
-    check_name(storage, name, resume, settings)
-    dataset = prepare(settings.data, say)
-    for line in dataset.report.lines():
-        say(f"  {line}")
-    if repeats is not None:
-        repeats.check_data(dataset)
-    data = tokenise(settings, dataset)
+    started = time.monotonic()
+    beginning = begin(settings, resume, repeats)
+    name, storage, dataset, data = beginning.name, beginning.storage, beginning.dataset, beginning.data
     if starts_locally():
         concurrent_trials(settings.search, [local_resources()])  # before anything is started or written
     with connected(settings.home) as cluster:
@@ -131,7 +109,7 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
             say(f"ending the runs of search {name} (go on with it by --resume {name})")
             abort(tracker, name, settings.search, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-    seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
+    seconds = time.monotonic() - started
     trials = ranked(tracker, settings.search)
     result = SearchResult(name, tracker.parent_run_id, trials, seconds, objectives.table(trials, settings.search))
     say(summary_table(result.trials))
@@ -140,37 +118,12 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
     return result
 
 
-def check_name(storage: str, name: str, resume: str | None, settings: Settings) -> None:
-    """Refuses to begin a search that exists, and to go on with one that does not or that had other settings."""
-    try:
-        filesystem, path = fsspec.core.url_to_fs(storage)
-        exists = filesystem.exists(f"{path}/{_SETTINGS_FILE}")
-        before = json.loads(filesystem.cat_file(f"{path}/{_SETTINGS_FILE}")) if exists else {}
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"search.storage {storage} cannot be used: {error}") from error
-    except Exception as error:  # every store has exceptions of its own for missing credentials and hosts
-        raise StorageUnavailable(f"search.storage {storage} cannot be read: {error}") from error
-    if resume is not None and not exists:
-        raise ConfigError(f"--resume {resume}: there is no search of that name in {storage.removesuffix('/' + name)}")
-    if resume is None and exists:
-        raise ConfigError(f"search.name '{name}' is taken by an earlier search in {storage}: choose another name, or "
-                          f"go on with that one by --resume {name}")  # fmt: skip
-    if resume is not None:
-        now = tracking.without_credentials(settings)
-        changed = [section for section in _FIXED_SECTIONS if before.get(section) != now[section]]
-        fixed = [key for key in _FIXED_SEARCH if before.get("search", {}).get(key) != now["search"][key]]
-        if changed or fixed:
-            what = ", ".join([*changed, *(f"search.{key}" for key in fixed)])
-            raise ConfigError(f"--resume {name}: settings differ from those it began with ({what}): use its own "
-                              f"(they are in {storage}/{_SETTINGS_FILE}), or begin a new search")  # fmt: skip
-
-
 def prepare_storage(storage: str, settings: Settings) -> None:
     """Writes the settings into the search's folder, which shows as well that it can be written."""
     try:
         filesystem, path = fsspec.core.url_to_fs(storage)
         filesystem.makedirs(path, exist_ok=True)
-        with filesystem.open(f"{path}/{_SETTINGS_FILE}", "w") as file:
+        with filesystem.open(f"{path}/{SETTINGS_FILE}", "w") as file:
             file.write(json.dumps(tracking.without_credentials(settings), indent=2))
     except Exception as error:  # every store has exceptions of its own
         raise StorageUnavailable(f"search.storage {storage} cannot be written: {error}") from error
@@ -327,6 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", metavar="NAME", help="go on with the search of this name")
     again.add_argument("--from-run", metavar="R", help="train a trial's run again, or repeat a search by its run")
+    parser.add_argument("--dry-run", action="store_true", help="tell what the search would do, and start no trial")
     args = parser.parse_args(argv)
     if args.config is None and args.from_run is None:
         parser.error("--config is needed, unless --from-run names a run to repeat")
@@ -334,6 +288,8 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> tuple[dict[str, Any], list[str], int]:
         earlier = earlier_run(args.from_run, args.config, args.overrides) if args.from_run else None
         settings = earlier.settings if earlier else load_settings(args.config, args.overrides)
+        if args.dry_run:
+            return *dry_run(settings, args.resume, earlier), ExitCode.OK
         result = run_search(settings, args.resume, earlier)
         best = result.best
         found = document(result)

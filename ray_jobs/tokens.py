@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from configs.loading import ConfigError
 from configs.model import TrainingConfig
 from configs.schema import Settings
-from configs.search import Choice
 from ray_jobs.command import say
 from ray_jobs.data.prepare import Dataset, Split
 from ray_jobs.trial import SearchData
@@ -26,7 +25,7 @@ def tokenise(settings: Settings, dataset: Dataset) -> SearchData:
     from serve_app.inference.tokenizing import learn_wordpiece, tokenize
 
     model, checkpoint = settings.model, None
-    longest = max_length(settings)
+    longest = settings.largest("model.max_length")
     if model.checkpoint is not None:
         checkpoint, tokenizer = open_checkpoint(model.checkpoint, model.revision, longest)
     else:
@@ -57,14 +56,6 @@ def check_warmup(training: TrainingConfig, texts: int) -> None:
             f"training.warmup_steps {training.warmup_steps} is longer than training: {training.epochs} "
             f"epochs of {texts:,} texts in batches of {training.batch_size} are {steps} steps"
         )
-
-
-def max_length(settings: Settings) -> int:
-    """The longest text that any trial may ask for, tokens."""
-    dimension = settings.search.space.get("model.max_length")
-    if dimension is None:
-        return settings.model.max_length
-    return int(max(dimension.values) if isinstance(dimension, Choice) else dimension.high)
 
 
 def open_checkpoint(location: str, revision: str, longest: int) -> tuple[Checkpoint, TextTokenizer]:

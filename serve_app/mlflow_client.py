@@ -111,6 +111,11 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
     return client
 
 
+def makes_database(tracking: TrackingConfig) -> bool:
+    """Whether ``connect`` would make a new SQLite database."""
+    return (tracking.uri or "").startswith("sqlite") and not _sqlite_path(tracking.uri or "").exists()
+
+
 @contextlib.contextmanager
 def _kept_environment(name: str) -> Iterator[None]:
     before = os.environ.get(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.exit_codes import ExitCode
-from ray_jobs import pipeline, search
+from ray_jobs import pipeline, plan, search
 from ray_jobs.search import run_search
 from ray_jobs.tokens import tokenise
 from serve_app import mlflow_client as names
@@ -44,7 +44,7 @@ def test_all_trials_fail_for_a_reason_that_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Token ids that the model has no embedding for: only a trial can find out.
-    monkeypatch.setattr(search, "tokenise", lambda *args: dataclasses.replace(tokenise(*args), vocabulary_size=6))
+    monkeypatch.setattr(plan, "tokenise", lambda *args: dataclasses.replace(tokenise(*args), vocabulary_size=6))
     changes = {"tracking__uri": tracking_uri, "search__trials": "1", "search__max_failures": "0"}
     assert search.main(command(tmp_path / "home", **changes)) == ExitCode.FAILED
     shown = capsys.readouterr().err
