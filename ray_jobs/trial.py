@@ -6,6 +6,7 @@ torch is imported where training happens: the Tune function, which Train's contr
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,6 +124,10 @@ def release_workers(placement: str | None) -> None:
 
 def train_worker(config: dict[str, Any]) -> None:
     """The loop of one worker: trains with the trial's parameters, reports each epoch, rank 0 saves the best."""
+    plan: TrialPlan = config["plan"]
+    settings = Settings.model_validate(plan.settings).with_parameters(config["parameters"])
+    threads = max(1, int(settings.search.cpus_per_trial / settings.search.workers))
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported, which makes as many threads
     import ray
     import ray.train
     import torch
@@ -132,11 +137,8 @@ def train_worker(config: dict[str, Any]) -> None:
     from ray_jobs.training_state import read_state, write_state
     from serve_app.inference.metrics import F1Definition
 
-    plan: TrialPlan = config["plan"]
-    settings = Settings.model_validate(plan.settings).with_parameters(config["parameters"])
     data: SearchData = ray.get(plan.data)
-    cpus = settings.search.cpus_per_trial / settings.search.workers
-    torch.set_num_threads(max(1, int(cpus)))
+    torch.set_num_threads(threads)
     model = build_model(settings, data)
     device, wrap = torch.device("cpu"), None
     if settings.search.workers > 1 or settings.search.gpus_per_trial:
