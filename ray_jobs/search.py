@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-FLUSH_SECONDS = 60.0
+_PATIENCE_REQUESTS = 6  # sending one event takes up to four
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
             say(f"search {name}: {settings.search.trials} trials, {concurrent} at a time, run {tracker.parent_run_id}")
             with mlflow_client.Heartbeat(client, tracker.parent_run_id):
                 run_trials(settings, data, tracker, name, storage, concurrent, earlier.trials)
-                finish(tracker, name, settings.search)
+                finish(tracker, name, settings)
         except (AllTrialsFailed, TrackingUnavailable):
             raise  # finish has said how it ended
         except BaseException as error:
@@ -193,12 +193,13 @@ def run_trials(
             raise StorageUnavailable(f"search.storage {storage} is full: {tracker.ending}")
 
 
-def finish(tracker: Tracker, name: str, search: SearchConfig) -> None:
+def finish(tracker: Tracker, name: str, settings: Settings) -> None:
     """Ends the parent run with the best trial named on it. Raises AllTrialsFailed if there is none."""
-    client, parent = tracker.client, tracker.parent_run_id
+    client, parent, search = tracker.client, tracker.parent_run_id, settings.search
     try:
         try:
-            tracker.close(FLUSH_SECONDS)
+            tracker.close(stalled_s=_PATIENCE_REQUESTS * settings.tracking.request_timeout_s)
+            tracker.remove_doubles()
         finally:  # people have their page whatever becomes of MLflow
             history = report.leave(tracker, name)
         trials, best = ranked(tracker, search), best_trial(tracker, search)
@@ -231,7 +232,7 @@ def abort(tracker: Tracker, name: str, search: SearchConfig, status: Literal["KI
             for trial in tracker.trials.values():
                 if trial.outcome == "running":
                     tracker.trial_ended(trial.trial_id, "killed")
-            tracker.close(2.0)
+            tracker.close(stalled_s=2.0, at_most_s=2.0)
             name_best(tracker, best_trial(tracker, search))
             tracker.client.set_terminated(tracker.parent_run_id, status=status)
         finally:  # after MLflow, because it takes a second or two

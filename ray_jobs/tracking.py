@@ -75,7 +75,8 @@ class Tracker:
         self._run_ids: dict[str, str] = {}
         self._between: set[str] = set()  # trials that wait for their next attempt
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._closing = threading.Event()
+        self._sent = 0  # events
+        self._closing, self._given_up = threading.Event(), threading.Event()
         self._problem: Exception | None = None
         self._warned = False
         self._thread = threading.Thread(target=self._send_all, name="mlflow-writer", daemon=True)
@@ -114,16 +115,31 @@ class Tracker:
         """A trial's model is gone: better ones have taken its place."""
         self._record({"event": "removed", "trial": trial_id})
 
-    def close(self, timeout_s: float) -> None:
-        """Waits until MLflow has everything. Raises TrackingUnavailable if it does not after ``timeout_s`` seconds."""
+    def close(self, stalled_s: float, at_most_s: float = threading.TIMEOUT_MAX) -> None:
+        """Waits until MLflow has everything. Raises TrackingUnavailable when it has taken no event for ``stalled_s``
+        seconds, or not all of them in ``at_most_s``."""
+        end = time.monotonic() + at_most_s
         self._closing.set()
         self._queue.put(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+        sent = -1
+        while self._thread.is_alive() and sent < self._sent and time.monotonic() < end:
+            sent = self._sent
+            self._thread.join(min(stalled_s, max(0.0, end - time.monotonic())))
+        self._given_up.set()
         if self._thread.is_alive() or self._problem is not None:
             raise TrackingUnavailable(
                 f"MLflow does not have all results: {self._problem or 'it does not answer'}; the journal keeps them"
             )
+
+    def remove_doubles(self) -> None:
+        """Removes the empty runs of this search that MLflow made beside those in use: a request that it answers too
+        late is sent again, and what it makes of the first one only it knows."""
+        used = {self.parent_run_id, *self._run_ids.values()}
+        mine = f"tags.`{names.SEARCH_NAME}` = '{self._shared_tags[names.SEARCH_NAME]}'"
+        for run in self.client.search_runs([self._experiment_id], mine, max_results=50_000):
+            kind = run.data.tags.get(names.KIND)
+            if kind in (names.KIND_SEARCH, names.KIND_TRIAL) and run.info.run_id not in used and not run.data.metrics:
+                self.client.delete_run(run.info.run_id)
 
     def _record(self, event: dict[str, Any], at: float | None = None) -> None:
         event = {"time": time.time() if at is None else at, **event}
@@ -161,24 +177,28 @@ class Tracker:
 
     def _send_all(self) -> None:
         while (event := self._queue.get()) is not None:
-            attempt = 0
+            attempt = refusals = 0
             while True:
                 try:
                     self._send(event)
                     self._problem = None
                     break
                 except Exception as error:  # noqa: BLE001 - whatever MLflow does, training goes on
-                    if attempt >= _REFUSALS and not names.is_unreachable(error):
+                    refusals += not names.is_unreachable(error)
+                    if refusals > _REFUSALS:
                         # It answers, and will not take this one: a run deleted by hand, say. Others must not wait.
                         logger.warning("MLflow refused an event, which stays in the journal alone: %s", error)
+                        self._problem = None
                         break
                     self._problem = error
                     if not self._warned:
                         logger.warning("MLflow does not answer, results wait in the journal: %s", error)
                         self._warned = True
-                    if self._closing.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]) and attempt > 1:
+                    waited = _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]
+                    if self._closing.wait(waited) and self._given_up.wait(_RETRY_SECONDS[0]):
                         return
                     attempt += 1
+            self._sent += 1
 
     def _send(self, event: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -219,10 +239,9 @@ class Tracker:
             found = self.client.search_runs(
                 [self._experiment_id],
                 f"tags.`{names.TRIAL_ID}` = '{trial_id}' and tags.`{names.PARENT_RUN}` = '{self.parent_run_id}'",
-                max_results=1,
             )
             if found:
-                self._run_ids[trial_id] = found[0].info.run_id
+                self._run_ids[trial_id] = max(found, key=lambda run: len(run.data.metrics)).info.run_id
             else:
                 tags = {
                     **self._shared_tags,
@@ -263,8 +282,9 @@ def start_parent_run(
     tags = {**tags, **names.owner_tags(), names.KIND: names.KIND_SEARCH, names.SEARCH_NAME: name}
     if found:
         run_id = found[0].info.run_id
-        if names.ENDING in found[0].data.tags:
-            client.delete_tag(run_id, names.ENDING)
+        for tag in (names.ENDING, names.OUTCOME):  # how it had ended before
+            if tag in found[0].data.tags:
+                client.delete_tag(run_id, tag)
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
         client.update_run(run_id, status="RUNNING")

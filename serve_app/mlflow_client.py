@@ -173,6 +173,8 @@ def is_unreachable(error: BaseException | None) -> bool:
     import sqlalchemy.exc
 
     gone = (TrackingUnavailable, requests.ConnectionError, requests.Timeout, sqlalchemy.exc.OperationalError)
+    if isinstance(error, requests.exceptions.RetryError):  # a status that will pass, from MLflow or a proxy before it
+        return "500 error" not in str(error)  # which MLflow answers for its own bugs, and 503 without its database
     return isinstance(error, gone) or is_unreachable(error.__cause__ or error.__context__)
 
 

@@ -166,7 +166,7 @@ def test_a_trial_that_is_tried_again_has_its_attempts_in_the_journal(tracker: Tr
     tracker.trial_ended("open", "finished")
     events = [event["event"] for event in tracker.journal.events]
     assert events == ["started", "epoch", "attempt_failed", "started", "ended"]
-    client = MagicMock()
+    client = MagicMock(search_runs=lambda *_: [])
     again = Tracker(client, "1", tracker.journal, "parent")
     again.start({})
     again.close(30.0)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from configs.loading import ConfigError, load_settings
+from configs.schema import Settings
 from configs.search import SearchConfig
 from ray_jobs.figures import PICTURES, NothingToDraw, pareto_front, timeline
 from ray_jobs.history import Attempt, read_search
@@ -273,7 +274,7 @@ def test_mlflow_out_of_reach_is_the_searchs_business(tmp_path: Path) -> None:
 class Unheard(Tracker):
     """A tracker whose events MLflow never took."""
 
-    def close(self, timeout_s: float) -> None:
+    def close(self, stalled_s: float, at_most_s: float = 0.0) -> None:
         raise names.TrackingUnavailable("MLflow does not have all results")
 
 
@@ -283,7 +284,7 @@ def test_the_page_is_there_also_when_mlflow_is_down_at_the_end(how: str, tmp_pat
     tracker = Unheard(Gone(), "7", Journal(f"{folder}/journal.jsonl"), "parent")  # type: ignore[arg-type]
     if how == "finished":
         with pytest.raises(names.TrackingUnavailable, match="--resume s"):
-            finish(tracker, "s", SearchConfig())
+            finish(tracker, "s", Settings())
     else:
         abort(tracker, "s", SearchConfig(), "KILLED")
     assert "Trial 1 has the best validation F1" in (folder / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,184 @@
+"""A real MLflow server that hangs, is killed, and comes back or not, in the middle of a search."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from configs.exit_codes import ExitCode
+from serve_app import mlflow_client as names
+from tests.conftest import RayCluster
+from tests.e2e.processes import Command
+from tests.integration.search.world import SMALL, arguments, small_settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+NUMBERS = ("train_loss", "validation_f1", "system/cpu_seconds")
+
+
+class Server:
+    """``mlflow server`` on loopback, its database and artifacts in a folder: it can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = str(probe.getsockname()[1])
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        where = ["--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
+        where += ["--artifacts-destination", str(self._folder / "artifacts")]
+        bind = ["--host", "127.0.0.1", "--port", self._port, "--workers", "1"]
+        with open(self._folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *where, *bind],
+                cwd=self._folder, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        while not self._answers():
+            assert self._process.poll() is None, (self._folder / "server.log").read_text()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to all of its processes."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """kill -9; returns when it is gone."""
+        if self._process is not None and self._process.poll() is None:
+            self.send(signal.SIGKILL)
+            self._process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path)
+    made.start()
+    yield made
+    made.kill()
+
+
+class World:
+    """One search of two trials against the server, on the session's Ray."""
+
+    def __init__(self, server: Server, cluster: RayCluster, folder: Path) -> None:
+        self.server, self._cluster, self._folder = server, cluster, folder
+        self.epochs = 12
+        self.journal = folder / "home" / "searches" / "s" / "journal.jsonl"
+
+    def command(self, *more: str) -> Command:
+        values = SMALL | {
+            "home": str(self._folder / "home"),
+            "tracking.uri": self.server.uri,
+            "tracking.request_timeout_s": "2",
+            "tracking.max_retries": "1",
+            "search.name": "s",
+            "search.trials": "2",
+            "search.scheduler": "none",
+            "training.epochs": str(self.epochs),
+        }
+        sets = [part for text in arguments(values) for part in ("--set", text)]
+        where = {"RAY_ADDRESS": self._cluster.address}
+        return Command(
+            "ray_jobs.search", "--config", "quickstart.yaml", *sets, *more, cwd=self._folder, environment=where
+        )
+
+    def events(self, kind: str) -> list[dict[str, object]]:
+        lines = self.journal.read_text().split("\n")[:-1] if self.journal.exists() else []
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+    def wait_for_epochs(self, command: Command, more: int) -> None:
+        """Waits until every trial has had so many further epochs."""
+
+        def counts() -> dict[object, int]:
+            trials = [event["trial"] for event in self.events("epoch")]
+            return {trial: trials.count(trial) for trial in trials}
+
+        before = counts()
+        command.until(
+            lambda: len(now := counts()) == 2 and all(now[t] >= before.get(t, 0) + more for t in now),
+            150, f"{more} epochs of both trials",
+        )  # fmt: skip
+        assert not self.events("ended"), "the test needs a search that goes on for longer"
+
+    def assert_nothing_is_missing(self) -> MlflowClient:
+        client = names.connect(small_settings(self._folder, self.server.uri).tracking)
+        experiment = client.get_experiment_by_name("quickstart")
+        assert experiment is not None
+        runs = {kind: client.search_runs([experiment.experiment_id], f"tags.`{names.KIND}` = '{kind}'")
+                for kind in (names.KIND_SEARCH, names.KIND_TRIAL)}  # fmt: skip
+        (parent,) = runs[names.KIND_SEARCH]
+        assert parent.info.status == "FINISHED"
+        assert names.OUTCOME not in parent.data.tags
+        assert len(runs[names.KIND_TRIAL]) == 2
+        best = {run.info.run_id: run.data.metrics["best_validation_f1"] for run in runs[names.KIND_TRIAL]}
+        assert best[parent.data.tags[names.BEST_RUN]] == max(best.values())
+        told = {event["trial"]: {} for event in self.events("started")}
+        for event in self.events("epoch"):
+            told[event["trial"]][event["metrics"]["epoch"]] = event["metrics"]
+        for run in runs[names.KIND_TRIAL]:
+            assert run.info.status == "FINISHED"
+            assert run.data.tags[names.OUTCOME] == "finished"
+            epochs = told[run.data.tags[names.TRIAL_ID]]
+            assert sorted(epochs) == list(range(1, self.epochs + 1))
+            for metric in NUMBERS:
+                points = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, metric)]
+                assert sorted(points) == [(epoch, metrics[metric]) for epoch, metrics in epochs.items()], metric
+        return client
+
+
+@pytest.fixture
+def world(server: Server, ray_cluster: RayCluster, tmp_path: Path) -> World:
+    return World(server, ray_cluster, tmp_path)
+
+
+def test_a_server_that_hangs_is_killed_and_comes_back_misses_nothing(world: World) -> None:
+    world.epochs = 36
+    command = world.command()
+    world.wait_for_epochs(command, 1)
+    world.server.send(signal.SIGSTOP)
+    world.wait_for_epochs(command, 6)  # training does not wait for it
+    world.server.send(signal.SIGCONT)
+    world.wait_for_epochs(command, 1)
+    world.server.kill()
+    world.wait_for_epochs(command, 6)
+    world.server.start()
+    assert command.finished(150) == ExitCode.OK, command.output
+    assert command.output.count("results wait in the journal") == 1
+    world.assert_nothing_is_missing()
+
+
+def test_a_server_that_stays_away_gets_the_rest_on_resume(world: World) -> None:
+    command = world.command()
+    world.wait_for_epochs(command, 1)
+    world.server.kill()
+    assert command.finished(150) == ExitCode.UNREACHABLE, command.output
+    assert "When MLflow is back: --resume s" in command.output
+    assert "Traceback" not in command.output
+    assert len(world.events("ended")) == 2
+    before = world.journal.read_bytes()
+
+    world.server.start()
+    resumed = world.command("--resume", "s")
+    assert resumed.finished(150) == ExitCode.OK, resumed.output
+    assert world.journal.read_bytes() == before, "no trial runs again"
+    world.assert_nothing_is_missing()

@@ -1,0 +1,150 @@
+"""What reaches MLflow when it is slow, restarted, or out of order: everything, once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from configs.schema import TrackingConfig
+from ray_jobs.journal import Journal
+from ray_jobs.tracking import Tracker, start_parent_run
+from serve_app import mlflow_client as names
+from serve_app.mlflow_client import TrackingUnavailable
+from tests.integration.search.world import small_settings
+
+METRICS = {"epoch": 1, "best_epoch": 1, "best_validation_f1": 0.5, "model_uri": "/nowhere"}
+
+
+class Faulty:
+    """A client between which and MLflow something happens: ``fault`` is given the call's name, and the call."""
+
+    def __init__(self, client: MlflowClient, fault: Callable[[str, Callable[[], Any]], Any]) -> None:
+        self._client, self._fault = client, fault
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._client, name)
+        return lambda *args, **kwargs: self._fault(name, lambda: value(*args, **kwargs))
+
+
+def api_error(cause: Exception) -> MlflowException:
+    """As MLflow's client raises what its HTTP library did."""
+    error = MlflowException("API request failed")
+    error.__context__ = cause
+    return error
+
+
+def opened(uri: str, folder: Path, fault: Callable[[str, Callable[[], Any]], Any]) -> tuple[MlflowClient, Tracker]:
+    client = names.connect(TrackingConfig(uri=uri))
+    experiment = names.ensure_experiment(client, "tracking")
+    tags = {names.SEARCH_NAME: "s", names.TEST_DIGEST: "a"}
+    parent = start_parent_run(client, experiment, "s", small_settings(folder, uri), tags, resume=False)
+    faulty: Any = Faulty(client, fault)
+    tracker = Tracker(faulty, experiment, Journal(str(folder / "journal.jsonl")), parent)
+    tracker.start({names.SEARCH_NAME: "s"})
+    return client, tracker
+
+
+def one_trial(tracker: Tracker) -> None:
+    tracker.trial_started("a", {"training.learning_rate": 0.1})
+    tracker.epoch_reported("a", METRICS)
+    tracker.trial_ended("a", "finished")
+
+
+def children(client: MlflowClient, tracker: Tracker) -> list[tuple[str, int]]:
+    """(state, metrics) of the runs below the search's."""
+    experiment = client.get_run(tracker.parent_run_id).info.experiment_id
+    runs = client.search_runs([experiment], f"tags.`{names.PARENT_RUN}` = '{tracker.parent_run_id}'")
+    return [(run.info.status, len(run.data.metrics)) for run in runs]
+
+
+@pytest.mark.parametrize("seen_again", [True, False])
+def test_a_run_that_is_made_twice_is_one_in_the_end(tracking_uri: str, tmp_path: Path, seen_again: bool) -> None:
+    """The answer comes too late, and the request is sent again, by us or by MLflow's own client."""
+    made: list[Any] = []
+
+    def fault(name: str, call: Callable[[], Any]) -> Any:
+        if name == "create_run" and not made:
+            made.append(call())
+            if not seen_again:
+                return call()
+            raise api_error(requests.ReadTimeout("too late"))
+        return call()
+
+    client, tracker = opened(tracking_uri, tmp_path, fault)
+    one_trial(tracker)
+    tracker.close(30)
+    assert len(children(client, tracker)) == (1 if seen_again else 2)
+    tracker.remove_doubles()
+    assert children(client, tracker) == [("FINISHED", 3)]
+    assert client.get_run(tracker.parent_run_id).info.lifecycle_stage == "active"
+
+
+def test_a_proxy_that_answers_for_mlflow_while_it_is_away_loses_nothing(tracking_uri: str, tmp_path: Path) -> None:
+    answers = iter(["too many 503 error responses"] * 6)
+
+    def fault(name: str, call: Callable[[], Any]) -> Any:
+        if name == "log_batch" and (answer := next(answers, None)):
+            raise api_error(requests.exceptions.RetryError(answer))
+        return call()
+
+    client, tracker = opened(tracking_uri, tmp_path, fault)
+    one_trial(tracker)
+    tracker.close(30)
+    assert children(client, tracker) == [("FINISHED", 3)]
+
+
+def test_what_mlflow_will_not_take_holds_nothing_else_up(tracking_uri: str, tmp_path: Path) -> None:
+    def fault(name: str, call: Callable[[], Any]) -> Any:
+        if name == "set_terminated":
+            raise api_error(requests.exceptions.RetryError("too many 500 error responses"))
+        return call()
+
+    client, tracker = opened(tracking_uri, tmp_path, fault)
+    one_trial(tracker)
+    tracker.close(30)
+    assert children(client, tracker) == [("RUNNING", 3)]
+
+
+def test_mlflow_that_takes_one_event_after_another_is_waited_for(tracking_uri: str, tmp_path: Path) -> None:
+    """However many there are: it is slow, not gone. One that takes none is given up."""
+    slow = threading.Event()
+
+    def fault(name: str, call: Callable[[], Any]) -> Any:
+        slow.wait(0.1)
+        return call()
+
+    client, tracker = opened(tracking_uri, tmp_path, fault)
+    for _ in range(6):
+        one_trial(tracker)
+    tracker.close(stalled_s=1.0)
+    assert children(client, tracker) == [("FINISHED", 3)]
+
+
+def test_mlflow_that_is_gone_is_given_up_and_told_on_resume(tracking_uri: str, tmp_path: Path) -> None:
+    def fault(name: str, call: Callable[[], Any]) -> Any:
+        raise api_error(requests.ConnectionError("refused"))
+
+    client, tracker = opened(tracking_uri, tmp_path, fault)
+    one_trial(tracker)
+    with pytest.raises(TrackingUnavailable, match="the journal keeps them"):
+        tracker.close(stalled_s=1.0)
+    assert children(client, tracker) == []
+
+    client.set_tag(tracker.parent_run_id, names.OUTCOME, "killed")  # as the next command finds and ends it
+    client.set_terminated(tracker.parent_run_id, "KILLED")
+    experiment = client.get_run(tracker.parent_run_id).info.experiment_id
+    tags = {names.TEST_DIGEST: "a"}
+    settings = small_settings(tmp_path, tracking_uri)
+    assert start_parent_run(client, experiment, "s", settings, tags, resume=True) == tracker.parent_run_id
+    assert names.OUTCOME not in client.get_run(tracker.parent_run_id).data.tags
+    again = Tracker(client, experiment, Journal(str(tmp_path / "journal.jsonl")), tracker.parent_run_id)
+    again.start({names.SEARCH_NAME: "s"})
+    again.close(30)
+    assert children(client, again) == [("FINISHED", 3)]
