@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Raise it whenever a change here or in the engine can change a score: stored ones are then computed again.
-SCORING_VERSION = "2"
+SCORING_VERSION = "3"
 # Fixed, whatever serving uses: another composition of batches may move a probability in its last bits.
 _MAX_BATCH_TOKENS, _MAX_BATCH_TEXTS = 16_384, 64
 # Formats that run code when they are opened, or are code. Nothing like it gets into the registry.

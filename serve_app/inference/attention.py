@@ -44,15 +44,25 @@ class TextGroup:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """How one batch's attention is computed; made once per batch, used by every layer."""
+    """How one batch's attention is computed; made once per batch, used by every layer.
+
+    ``groups``: of all texts, in their order; none where one kernel takes the whole row.
+    """
 
     cu_seqlens: torch.Tensor
     longest: int
     groups: tuple[TextGroup, ...]
 
 
-def plan_attention(batch: PackedBatch) -> AttentionPlan:
-    """The groups of ``batch``, whose texts stand in order of length."""
+def takes_whole_row(device_type: str, dtype: torch.dtype, dropout: float) -> bool:
+    """Whether one variable-length kernel does it: on a GPU, in half precision. It has no dropout."""
+    return device_type == "cuda" and dtype in (torch.bfloat16, torch.float16) and not dropout
+
+
+def plan_attention(batch: PackedBatch, whole_row: bool = False) -> AttentionPlan:
+    """The groups of ``batch``, whose texts stand in order of length; none with ``whole_row``, see takes_whole_row."""
+    if whole_row:
+        return AttentionPlan(batch.cu_seqlens, batch.lengths[-1], ())
     device = batch.input_ids.device
     rounded = torch.is_grad_enabled() and device.type == "cpu"
     places = [-(-length // _LENGTH_STEP) * _LENGTH_STEP if rounded else length for length in batch.lengths]
@@ -89,38 +99,47 @@ def _group(lengths: Sequence[int], start: int, stop: int, longest: int, device: 
 
 
 def packed_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan, dropout: float = 0.0
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: AttentionPlan,
+    dropout: float = 0.0,
+    *,
+    first_tokens: bool = False,
 ) -> torch.Tensor:
-    """Attention inside every text of a packed row; ``query``, ``key``, ``value`` and result: [tokens, heads, width]."""
+    """Attention inside every text of a packed row; ``key`` and ``value``: [tokens, heads, width].
+
+    ``query`` and the result: the same or, with ``first_tokens``, [texts, heads, width], of the first of each text.
+    """
     scaling = query.shape[-1] ** -0.5
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
-        # Imported here: builds without CUDA may lack the kernel. It has no dropout, so training with attention
-        # dropout takes the grouped path below.
+    if not plan.groups:
+        # Imported here: builds without CUDA may lack the kernel.
         from torch.nn.attention.varlen import varlen_attn
 
         starts, longest = plan.cu_seqlens, plan.longest
-        out = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling)
+        asking = torch.arange(len(starts), dtype=starts.dtype, device=starts.device) if first_tokens else starts
+        queries = 1 if first_tokens else longest
+        out = varlen_attn(query, key, value, asking, starts, queries, longest, scale=scaling)
         assert isinstance(out, torch.Tensor)
         return out
     # One split: a slice for each group would fill a whole row of zeros for its gradient.
-    filler = len(query) - plan.groups[-1].stop
-    sizes = [*(group.stop - group.start for group in plan.groups), filler]
-    parts = [
-        _attend(group, taken, dropout, scaling)
-        for group, *taken in zip(plan.groups, *(row.split(sizes) for row in (query, key, value)), strict=False)
-    ]
-    if filler:
+    filler = len(key) - plan.groups[-1].stop
+    tokens = [*(group.stop - group.start for group in plan.groups), filler]
+    asking_tokens = [group.texts for group in plan.groups] if first_tokens else tokens
+    rows = zip(query.split(asking_tokens), key.split(tokens), value.split(tokens), strict=False)
+    parts = [_attend(group, *three, dropout, scaling) for group, three in zip(plan.groups, rows, strict=False)]
+    if filler and not first_tokens:
         parts.append(value.new_zeros(filler, *value.shape[1:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _attend(group: TextGroup, rows: Sequence[torch.Tensor], dropout: float, scaling: float) -> torch.Tensor:
-    """One group's attention, [tokens of the group, heads, head width]."""
-    heads = rows[0].shape[1:]
-    if group.real is not None:
-        places = group.texts * group.longest
-        rows = [row.new_zeros(places, *heads).index_copy(0, group.real, row) for row in rows]
-    query, key, value = (row.reshape(group.texts, group.longest, *heads).transpose(1, 2) for row in rows)
+def _attend(
+    group: TextGroup, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float
+) -> torch.Tensor:
+    """One group's attention, [tokens of the group, heads, head width], or as many as ``query`` has."""
+    heads, every_token = query.shape[1:], len(query) == len(key)
+    query = _spread(query, group) if every_token else query.unsqueeze(2)
+    key, value = _spread(key, group), _spread(value, group)
     if query.requires_grad and not query.is_cuda:
         out = _attend_for_training(query, key, value, group.mask, dropout, scaling)
     else:
@@ -128,7 +147,14 @@ def _attend(group: TextGroup, rows: Sequence[torch.Tensor], dropout: float, scal
             query, key, value, attn_mask=group.mask, dropout_p=dropout, scale=scaling
         )
     flat = out.transpose(1, 2).reshape(-1, *heads)
-    return flat if group.real is None else flat.index_select(0, group.real)
+    return flat.index_select(0, group.real) if every_token and group.real is not None else flat
+
+
+def _spread(row: torch.Tensor, group: TextGroup) -> torch.Tensor:
+    """[texts, heads, longest, head width] of a group's tokens [tokens, heads, head width]; zeros behind short texts."""
+    if group.real is not None:
+        row = row.new_zeros(group.texts * group.longest, *row.shape[1:]).index_copy(0, group.real, row)
+    return row.reshape(group.texts, group.longest, *row.shape[1:]).transpose(1, 2)
 
 
 def _attend_for_training(
@@ -139,20 +165,20 @@ def _attend_for_training(
     dropout: float,
     scaling: float,
 ) -> torch.Tensor:
-    """What ``scaled_dot_product_attention`` computes, with gradients, on a processor: [texts, heads, length, width].
+    """What ``scaled_dot_product_attention`` computes, with gradients, on a processor: [texts, heads, queries, width].
 
     PyTorch's fused kernel there has a slow backward pass and no dropout, and with dropout it falls back to a path that
     draws its random numbers one by one: 5.3 and 10.8 ms for a text of 256 tokens and 12 heads in bf16, against 2.6 and
     4.0 ms (one core with AMX, forward and backward).
     """
-    texts, heads, length, width = query.shape
-    query, key, value = (tensor.reshape(-1, length, width) for tensor in (query * scaling, key, value))
+    texts, heads, queries, width = query.shape
+    query, key, value = (tensor.flatten(0, 1) for tensor in (query * scaling, key, value))
     scores = torch.bmm(query, key.transpose(1, 2))
     if mask is not None:
         bias = torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
-        scores = (scores.view(texts, heads, length, length) + bias).view_as(scores)
+        scores = (scores.view(texts, heads, queries, -1) + bias).view_as(scores)
     weights = torch.softmax(scores, dim=-1)
     if dropout:
         kept, scale = keep_mask(weights, dropout)
         weights, value = weights * kept, value * scale
-    return torch.bmm(weights, value).view(texts, heads, length, width)
+    return torch.bmm(weights, value).view(texts, heads, queries, width)

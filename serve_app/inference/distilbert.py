@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from serve_app.inference.attention import AttentionPlan, packed_attention, plan_attention
+from serve_app.inference.attention import AttentionPlan, packed_attention, plan_attention, takes_whole_row
 from serve_app.inference.dropout import Dropout
 from serve_app.inference.packing import PackedBatch
 
@@ -111,13 +111,15 @@ class Attention(nn.Module):
         self.v_lin = nn.Linear(config.width, config.width)
         self.out_lin = nn.Linear(config.width, config.width)
 
-    def forward(self, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-        """Float [tokens, width] of the same."""
+    def forward(self, asking: torch.Tensor, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        """Float, the shape of ``asking``: all tokens, or the first of each text; ``hidden``: all, [tokens, width]."""
         query, key, value = (
-            linear(hidden).unflatten(1, (self.heads, -1)) for linear in (self.q_lin, self.k_lin, self.v_lin)
+            linear(row).unflatten(1, (self.heads, -1))
+            for linear, row in ((self.q_lin, asking), (self.k_lin, hidden), (self.v_lin, hidden))
         )
         dropout = self.dropout if self.training else 0.0
-        return self.out_lin(packed_attention(query, key, value, plan, dropout).flatten(1))
+        found = packed_attention(query, key, value, plan, dropout, first_tokens=asking is not hidden)
+        return self.out_lin(found.flatten(1))
 
 
 class FeedForward(nn.Module):
@@ -144,23 +146,24 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.output_layer_norm = nn.LayerNorm(config.width, eps=_EPSILON)
 
-    def forward(self, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-        """Float [tokens, width] of the same."""
-        hidden = self.sa_layer_norm(self.attention(hidden, plan) + hidden)
-        return self.output_layer_norm(self.ffn(hidden) + hidden)
+    def forward(self, hidden: torch.Tensor, plan: AttentionPlan, first_tokens: bool = False) -> torch.Tensor:
+        """Float [tokens, width] of the same or, with ``first_tokens``, [texts, width], the first of each text alone."""
+        asking = hidden.index_select(0, plan.cu_seqlens[:-1]) if first_tokens else hidden
+        found = self.sa_layer_norm(self.attention(asking, hidden, plan) + asking)
+        return self.output_layer_norm(self.ffn(found) + found)
 
 
 class Encoder(nn.Module):
-    """All blocks."""
+    """All blocks. Only the first token of each text is read from the last, so only that one is computed there."""
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Block(config) for _ in range(config.layers))
 
     def forward(self, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-        """Float [tokens, width] of the same."""
-        for block in self.layer:
-            hidden = block(hidden, plan)
+        """Float [texts, width], the first token of each, of [tokens, width]."""
+        for place, block in enumerate(self.layer, start=1):
+            hidden = block(hidden, plan, first_tokens=place == len(self.layer))
         return hidden
 
 
@@ -187,8 +190,9 @@ class PackedDistilBert(nn.Module):
         if torch.is_autocast_enabled(hidden.device.type):
             # Else the residual stream would stay in fp32, and every linear layer would copy its input.
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        hidden = self.distilbert["transformer"](hidden, plan_attention(batch))
-        first_tokens = hidden.index_select(0, batch.cu_seqlens[:-1])
+        dropout = self.config.attention_dropout if self.training else 0.0
+        plan = plan_attention(batch, takes_whole_row(hidden.device.type, hidden.dtype, dropout))
+        first_tokens = self.distilbert["transformer"](hidden, plan)
         logits = self.classifier(self.dropout(torch.relu(self.pre_classifier(first_tokens))))
         return torch.empty_like(logits).index_copy(0, batch.order, logits)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from serve_app.inference.attention import plan_attention
+from serve_app.inference.attention import plan_attention, takes_whole_row
 from serve_app.inference.distilbert import PackedDistilBert, row_filler
 from serve_app.inference.families import new_distilbert
 from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
@@ -132,3 +132,27 @@ def test_training_has_few_shapes_and_little_filler() -> None:
     totals = range(1, 20_000)
     assert all(row_filler(tokens) <= max(15, tokens / 16) for tokens in totals)
     assert len({tokens + row_filler(tokens) for tokens in totals if 4096 <= tokens < 8192}) <= 17
+
+
+def test_only_first_tokens_are_computed_in_the_last_block(model: PackedDistilBert) -> None:
+    seen = []
+    last = model.distilbert["transformer"].layer[-1]
+    hook = last.ffn.register_forward_hook(lambda _module, _given, found: seen.append(len(found)))
+    packed_logits(model, tokens_of(np.random.default_rng(8), [3, 40, 7], 300))
+    hook.remove()
+    assert seen == [3]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "dropout", "whole"),
+    [
+        ("cuda", torch.bfloat16, 0.0, True),
+        ("cuda", torch.bfloat16, 0.1, False),
+        ("cuda", torch.float32, 0.0, False),
+        ("cpu", torch.bfloat16, 0.0, False),
+    ],
+)
+def test_groups_are_made_only_where_they_are_used(device: str, dtype: torch.dtype, dropout: float, whole: bool) -> None:
+    assert takes_whole_row(device, dtype, dropout) == whole
+    batch = pack([np.ones(length, dtype=np.int32) for length in (2, 90)])
+    assert bool(plan_attention(batch, whole).groups) != whole
