@@ -60,6 +60,14 @@ def check_room(storage: str, needed: int) -> int | None:
     return free
 
 
+def write_whole(location: str, text: str) -> None:
+    """Writes the file at a path or URL, which has its old content or all of the new one, also where a disk is full."""
+    filesystem, path = fsspec.core.url_to_fs(location)
+    with filesystem.open(f"{path}.part", "w", encoding="utf-8") as file:
+        file.write(text)
+    filesystem.mv(f"{path}.part", path)
+
+
 def losers(ended: Sequence[TrialRecord], search: SearchConfig) -> list[TrialRecord]:
     """Those of the ``ended`` trials whose models need not be kept: failed ones, and all but the best by F1.
 

@@ -11,12 +11,13 @@ import json
 import math
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 
 from configs.loading import ConfigError
 from configs.schema import Settings
+from configs.search import SearchConfig
 from ray_jobs import disk, tracking
 from ray_jobs.cluster import arithmetic, concurrent_trials, connected, living_nodes, local_resources, starts_locally
 from ray_jobs.command import StorageUnavailable, say
@@ -25,8 +26,11 @@ from ray_jobs.history import read_search
 from ray_jobs.rerun import EarlierRun
 from ray_jobs.tokens import tokenise
 from ray_jobs.trial import SearchData, count_parameters
-from ray_jobs.warm_start import earlier_trials
+from ray_jobs.warm_start import EarlierTrials, earlier_trials, kept
 from serve_app import mlflow_client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 SETTINGS_FILE = "settings.json"
 # What a search that goes on must share with its beginning.
@@ -39,12 +43,13 @@ _FIXED_SEARCH = (
 
 @dataclass(frozen=True)
 class Beginning:
-    """A search that may begin. ``storage``: its own folder or URL. ``data``: the splits of ``dataset`` as tokens."""
+    """A search that may begin or go on. ``storage``: its folder or URL. ``data``: ``dataset``'s splits as tokens."""
 
     name: str
     storage: str
     dataset: Dataset
     data: SearchData
+    goes_on: bool
 
 
 def begin(settings: Settings, resume: str | None = None, repeats: EarlierRun | None = None) -> Beginning:
@@ -67,7 +72,18 @@ def begin(settings: Settings, resume: str | None = None, repeats: EarlierRun | N
         say(f"  {line}")
     if repeats is not None:
         repeats.check_data(dataset)
-    return Beginning(name, storage, dataset, tokenise(settings, dataset))
+    return Beginning(name, storage, dataset, tokenise(settings, dataset), goes_on=resume is not None)
+
+
+def known_beforehand(client: MlflowClient, search: SearchConfig, beginning: Beginning) -> EarlierTrials:
+    """The earlier trials that the sampler learns from; those of a search that goes on are what it began with.
+
+    Raises ConfigError, StorageUnavailable.
+    """
+    if beginning.goes_on:
+        return kept(beginning.storage, search)
+    digest, f1_key = beginning.dataset.validation.digest, beginning.dataset.f1.key
+    return earlier_trials(client, search, name=beginning.name, validation_digest=digest, f1_key=f1_key)
 
 
 def check_name(storage: str, name: str, resume: str | None, settings: Settings) -> None:
@@ -173,6 +189,4 @@ def _tracked(settings: Settings, beginning: Beginning) -> list[str]:
     client = mlflow_client.connect(settings.tracking)
     if not warm_start:
         return [where]
-    digest, f1_key = beginning.dataset.validation.digest, beginning.dataset.f1.key
-    earlier = earlier_trials(client, settings.search, name=beginning.name, validation_digest=digest, f1_key=f1_key)
-    return [where, earlier.line()]
+    return [where, known_beforehand(client, settings.search, beginning).line()]

@@ -19,6 +19,7 @@ from configs.exit_codes import ExitCode
 from configs.loading import ConfigError, load_settings
 from configs.schema import Settings
 from gate.console import run_command
+from ray_jobs import disk
 from ray_jobs.command import say
 from ray_jobs.history import SearchHistory, duration, read_search, short
 from ray_jobs.report_page import amount, counts, data_source, gate_command, page
@@ -42,10 +43,7 @@ def write(folder: str, name: str, run_ids: Mapping[str, str | None] | None = Non
     search = read_search(folder, name)
     for trial in search.trials:
         trial.run_id = (run_ids or {}).get(trial.trial_id)
-    filesystem, path = fsspec.core.url_to_fs(f"{folder}/{REPORT_FILE}")
-    with filesystem.open(f"{path}.part", "w", encoding="utf-8") as file:
-        file.write(page(search))
-    filesystem.mv(f"{path}.part", path)
+    disk.write_whole(f"{folder}/{REPORT_FILE}", page(search))
     return search
 
 

@@ -23,19 +23,19 @@ from configs.loading import load_settings
 from configs.schema import Settings
 from configs.search import SearchConfig
 from gate.console import run_command
-from ray_jobs import disk, objectives, report, tracking
+from ray_jobs import disk, objectives, report, tracking, warm_start
 from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally, wait_for_room
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset
 from ray_jobs.journal import Journal
-from ray_jobs.plan import SETTINGS_FILE, begin, dry_run
+from ray_jobs.plan import SETTINGS_FILE, begin, dry_run, known_beforehand
 from ray_jobs.progress import TrackingCallback, summary_table
 from ray_jobs.rerun import EarlierRun, earlier_run
 from ray_jobs.resuming import Past, settle
 from ray_jobs.tracking import Tracker, TrialRecord
 from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, count_parameters, run_trial
 from ray_jobs.tuning import new_scheduler, new_tuner
-from ray_jobs.warm_start import earlier_trials
+from ray_jobs.warm_start import EarlierTrials
 from serve_app import mlflow_client
 from serve_app.mlflow_client import TrackingUnavailable
 
@@ -88,12 +88,11 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
         say(f"Ray at {cluster.address}" + (f", dashboard {cluster.dashboard_url}" if cluster.dashboard_url else ""))
         concurrent = wait_for_room(settings.search)
         client = mlflow_client.connect(settings.tracking)
-        digest, f1_key = dataset.validation.digest, dataset.f1.key
-        earlier = earlier_trials(client, settings.search, name=name, validation_digest=digest, f1_key=f1_key)
+        earlier = known_beforehand(client, settings.search, beginning)
         if settings.search.warm_start:
             say(earlier.line())
         disk.check_room(storage, disk.needed_bytes(count_parameters(settings, data), settings.search, concurrent))
-        prepare_storage(storage, settings)
+        prepare_storage(storage, settings, earlier)
         experiment_id = mlflow_client.ensure_experiment(client, settings.tracking.experiment)
         for orphan in tracking.end_orphans(client, experiment_id):
             say(f"run {orphan} had lost its process: ended as KILLED")
@@ -118,13 +117,16 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
     return result
 
 
-def prepare_storage(storage: str, settings: Settings) -> None:
-    """Writes the settings into the search's folder, which shows as well that it can be written."""
+def prepare_storage(storage: str, settings: Settings, earlier: EarlierTrials) -> None:
+    """Writes into the search's folder what a resume needs, the settings last; it shows that the folder can be written.
+
+    ``earlier``: what the sampler knows beforehand.
+    """
     try:
         filesystem, path = fsspec.core.url_to_fs(storage)
         filesystem.makedirs(path, exist_ok=True)
-        with filesystem.open(f"{path}/{SETTINGS_FILE}", "w") as file:
-            file.write(json.dumps(tracking.without_credentials(settings), indent=2))
+        warm_start.keep(storage, earlier)
+        disk.write_whole(f"{storage}/{SETTINGS_FILE}", json.dumps(tracking.without_credentials(settings), indent=2))
     except Exception as error:  # every store has exceptions of its own
         raise StorageUnavailable(f"search.storage {storage} cannot be written: {error}") from error
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import fsspec
+
 from configs.loading import ConfigError
 from configs.search import Choice, Dimension, Int, SearchConfig, WarmStart
+from ray_jobs import disk
+from ray_jobs.command import StorageUnavailable
 from ray_jobs.objectives import GOALS
 from ray_jobs.tracking import VALIDATION_DIGEST
 from ray_jobs.trial import OBJECTIVE
@@ -18,6 +24,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from optuna.trial import FrozenTrial
+
+_FILE = "warm_start.json"
 
 
 @dataclass
@@ -60,7 +68,7 @@ def earlier_trials(
             found.left_out["with other parameters"] += 1
         elif any(GOALS[objective][0] not in run.data.metrics for objective in search.objectives):
             found.left_out["without a value of every objective"] += 1
-        elif (trial := _completed(run, search)) is None:
+        elif (trial := _trial_of(run, search)) is None:
             found.left_out["outside the space"] += 1
         else:
             usable.append((run, trial))
@@ -70,6 +78,27 @@ def earlier_trials(
         found.left_out[f"beyond the best {len(top)}"] += len(usable) - len(top)
     found.trials = [trial for _, trial in sorted(top, key=lambda pair: pair[0].info.start_time)]
     return found
+
+
+def keep(storage: str, earlier: EarlierTrials) -> None:
+    """Writes them into the folder of the search that begins with them, for when it goes on."""
+    trials = [{"parameters": trial.params, "values": trial.values} for trial in earlier.trials]
+    disk.write_whole(f"{storage}/{_FILE}", json.dumps(trials, indent=2))
+
+
+def kept(storage: str, search: SearchConfig) -> EarlierTrials:
+    """Those that the search in ``storage`` began with. Meanwhile MLflow may have more, fewer, or none of them.
+
+    Raises StorageUnavailable.
+    """
+    if search.warm_start is None:
+        return EarlierTrials()
+    try:
+        with fsspec.open(f"{storage}/{_FILE}", "r", encoding="utf-8") as file:
+            trials = json.load(file)
+    except Exception as error:  # every store has exceptions of its own
+        raise StorageUnavailable(f"the earlier trials that the search began with cannot be read: {error}") from error
+    return EarlierTrials([_completed(trial["parameters"], trial["values"], search) for trial in trials])
 
 
 def _runs(client: MlflowClient, source: WarmStart) -> list[Run]:
@@ -92,18 +121,22 @@ def _runs(client: MlflowClient, source: WarmStart) -> list[Run]:
     return list(client.search_runs([experiment_id], condition, max_results=50_000))
 
 
-def _completed(run: Run, search: SearchConfig) -> FrozenTrial | None:
+def _trial_of(run: Run, search: SearchConfig) -> FrozenTrial | None:
     """The run as Optuna's completed trial; None if a parameter lies outside its dimension."""
-    import optuna
-
+    values = [run.data.metrics[GOALS[objective][0]] for objective in search.objectives]
     try:
-        return optuna.trial.create_trial(
-            params={key: _parsed(text, search.space[key]) for key, text in run.data.params.items()},
-            distributions={key: distribution(dimension) for key, dimension in search.space.items()},
-            values=[run.data.metrics[GOALS[objective][0]] for objective in search.objectives],
-        )
+        parameters = {key: _parsed(text, search.space[key]) for key, text in run.data.params.items()}
+        return _completed(parameters, values, search)
     except ValueError:
         return None
+
+
+def _completed(parameters: Mapping[str, Any], values: Sequence[float], search: SearchConfig) -> FrozenTrial:
+    """Raises ValueError if a parameter lies outside its dimension."""
+    import optuna
+
+    distributions = {key: distribution(dimension) for key, dimension in search.space.items()}
+    return optuna.trial.create_trial(params=dict(parameters), distributions=distributions, values=values)
 
 
 def _parsed(text: str, dimension: Dimension) -> Any:

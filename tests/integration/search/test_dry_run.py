@@ -11,6 +11,7 @@ from configs.exit_codes import ExitCode
 from ray_jobs import pipeline, search
 from ray_jobs.journal import Journal
 from ray_jobs.search import prepare_storage
+from ray_jobs.warm_start import EarlierTrials
 from serve_app import mlflow_client as names
 from tests.conftest import RAY_CPUS, RayCluster
 from tests.integration.search.world import SMALL, arguments, small_settings
@@ -83,7 +84,7 @@ def test_a_search_that_goes_on_has_fewer_trials(
 ) -> None:
     settings = small_settings(tmp_path / "home", tracking__experiment="quickstart")
     folder = f"{settings.search.storage}/s"
-    prepare_storage(folder, settings)
+    prepare_storage(folder, settings, EarlierTrials())
     journal = Journal(f"{folder}/journal.jsonl")
     for trial, outcome in (("a", "finished"), ("b", "killed")):
         journal.append({"time": 1.0, "event": "started", "trial": trial, "parameters": {}})

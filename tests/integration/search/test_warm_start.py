@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from mlflow import MlflowClient
 from configs.loading import ConfigError
 from configs.schema import TrackingConfig
 from configs.search import SearchConfig
+from ray_jobs.command import StorageUnavailable
+from ray_jobs.plan import known_beforehand
 from ray_jobs.tracking import VALIDATION_DIGEST
 from ray_jobs.trial import OBJECTIVE
 from ray_jobs.tuning import new_searcher
-from ray_jobs.warm_start import EarlierTrials, earlier_trials
+from ray_jobs.warm_start import EarlierTrials, earlier_trials, keep
 from serve_app import mlflow_client as names
 
 SPACE = {
@@ -110,6 +113,31 @@ def test_what_is_not_there_is_refused_by_name(world: World) -> None:
         world.earlier(warm_start={"parent_run": world.trial(0.9)})
     with pytest.raises(ConfigError, match="search.warm_start.experiment: MLflow has no experiment 'nowhere'"):
         world.earlier(warm_start={"experiment": "nowhere"})
+
+
+def test_a_search_that_goes_on_knows_what_it_began_with(world: World, tmp_path: Path) -> None:
+    deleted = world.trial(0.9)
+    world.trial(0.7)
+    search = SearchConfig.model_validate({"space": SPACE, "warm_start": {"parent_run": world.parent}})
+    began: Any = SimpleNamespace(
+        name="second",
+        storage=str(tmp_path),
+        dataset=SimpleNamespace(validation=SimpleNamespace(digest="d1"), f1=SimpleNamespace(key="binary:positive")),
+        goes_on=False,
+    )
+    before = known_beforehand(world.client, search, began)
+    keep(began.storage, before)
+    world.client.delete_run(deleted)
+    world.trial(0.8)
+    assert [trial.value for trial in known_beforehand(world.client, search, began).trials] == [0.7, 0.8]
+    began.goes_on = True
+    again = known_beforehand(world.client, search, began)
+    assert [trial.value for trial in again.trials] == [0.9, 0.7]
+    assert [trial.params for trial in again.trials] == [GOOD, GOOD], "to the last digit, and of the same type"
+    assert [trial.distributions for trial in again.trials] == [trial.distributions for trial in before.trials]
+    (tmp_path / "warm_start.json").unlink()
+    with pytest.raises(StorageUnavailable, match="earlier trials that the search began with cannot be read"):
+        known_beforehand(world.client, search, began)
 
 
 @pytest.mark.parametrize("objectives", [["f1 max"], ["f1 max", "parameters min"]])
