@@ -51,12 +51,12 @@ def publish(client: MlflowClient, parent_run_id: str, folder: str, search: Searc
     """Puts the written report and the description on the parent run, and marks the winner's run."""
     parent = client.get_run(parent_run_id)
     winner = search.winner
+    marked = f"tags.`{names.PARENT_RUN}` = '{parent_run_id}' and tags.`{BEST}` = 'true'"
+    for run in client.search_runs([parent.info.experiment_id], marked):
+        if winner is None or run.info.run_id != winner.run_id:  # of a search that was interrupted, and went on
+            client.set_tag(run.info.run_id, BEST, "false")
+            client.set_tag(run.info.run_id, NOTE, "")
     if winner is not None and winner.run_id is not None:
-        marked = f"tags.`{names.PARENT_RUN}` = '{parent_run_id}' and tags.`{BEST}` = 'true'"
-        for run in client.search_runs([parent.info.experiment_id], marked):
-            if run.info.run_id != winner.run_id:  # of a search that was interrupted, and went on
-                client.set_tag(run.info.run_id, BEST, "false")
-                client.set_tag(run.info.run_id, NOTE, "")
         client.set_tag(winner.run_id, BEST, "true")
         client.set_tag(winner.run_id, NOTE, _winner_note(search.name, winner.f1 or 0.0, winner.best_epoch))
     note = description(search, parent_run_id, parent.info.experiment_id, parent.data.tags, f"{folder}/{REPORT_FILE}")

@@ -219,7 +219,7 @@ def finish(tracker: Tracker, name: str, settings: Settings) -> None:
             raise
         raise TrackingUnavailable(f"{error}\nWhen MLflow is back: --resume {name}") from error
     if best is None:
-        errors = [trial.error for trial in trials if trial.error]
+        errors = [trial.error for trial in tracker.trials.values() if trial.error]  # in the order of their start
         if tracker.ending is not None and not errors:
             raise AllTrialsFailed(f"no trial had an epoch when the search ended: {tracker.ending}; go on with it by "
                                   f"--resume {name}")  # fmt: skip
@@ -250,10 +250,13 @@ def best_trial(tracker: Tracker, search: SearchConfig) -> TrialRecord | None:
 
 
 def name_best(tracker: Tracker, best: TrialRecord | None) -> None:
-    """Names the best trial on the search's run, so that the gate can be given the search."""
+    """Names the best trial on the search's run, so that the gate can be given the search, or that there is none."""
+    client, parent = tracker.client, tracker.parent_run_id
     if best is not None and best.run_id is not None and best.f1 is not None:
-        tracker.client.set_tag(tracker.parent_run_id, mlflow_client.BEST_RUN, best.run_id)
-        tracker.client.log_metric(tracker.parent_run_id, OBJECTIVE, best.f1)
+        client.set_tag(parent, mlflow_client.BEST_RUN, best.run_id)
+        client.log_metric(parent, OBJECTIVE, best.f1)
+    elif mlflow_client.BEST_RUN in client.get_run(parent).data.tags:  # it was interrupted, and what was best failed
+        client.delete_tag(parent, mlflow_client.BEST_RUN)
 
 
 def ranked(tracker: Tracker, search: SearchConfig) -> list[TrialRecord]:
