@@ -75,7 +75,7 @@ def learning_curve(point: Point, data: SearchData) -> list[float]:
 
     torch.set_num_threads(1)
     settings = SETTINGS.with_parameters(parameters(point))
-    model, _ = build_model(settings, data)
+    model = build_model(settings, data)
     f1 = F1Definition.from_key(data.f1_key)
     trainer = Trainer(model, data.train, data.validation, settings.training, label_names=data.label_names, f1=f1)
     return [round(report.validation_f1, 5) for report in trainer.run()]
