@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Section
+from configs.section import Seconds, Section
 
 
 class LogUniform(Section):
@@ -139,10 +139,10 @@ class SearchConfig(Section):
         None, ge=1, le=10_000, description="Trials that must have come as far before median stops one; default: 3."
     )
     max_failures: int = Field(1, ge=0, le=100, description="Times a failed trial is started again, count.")
-    time_budget_s: float | None = Field(
+    time_budget: Seconds | None = Field(
         None,
         gt=0.0,
-        description="A command's trials end after this many seconds, best so far kept; default: never.",
+        description="A command's trials end after this long, best so far kept: seconds, or 90m, 1h30m; default: never.",
     )
     cluster_wait_s: float = Field(
         0.0, ge=0.0, description="Longest wait at the start for a cluster, which is asked to grow, to hold a trial, s."

@@ -182,7 +182,7 @@ class EndWhenTold(Stopper):
         """Whether the disk is full or the time is up."""
         tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
         if time.monotonic() > tracker.deadline and tracker.ending is None:
-            tracker.ending = f"search.time_budget_s, {settings.search.time_budget_s:g} s, is used up"
+            tracker.ending = f"search.time_budget, {settings.search.time_budget:g} s, is used up"
         return tracker.ending is not None
 
 

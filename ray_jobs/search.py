@@ -178,8 +178,8 @@ def run_trials(
     if len(past.settled) >= settings.search.trials:
         disk.tidy(tracker, trials, settings.search)
         return
-    if settings.search.time_budget_s is not None:
-        tracker.deadline = time.monotonic() + settings.search.time_budget_s
+    if settings.search.time_budget is not None:
+        tracker.deadline = time.monotonic() + settings.search.time_budget
     known = {trial.trial_id: trial.epochs for trial in past.interrupted}
     plan = TrialPlan(settings.model_dump(mode="json"), trials, ray.put(data), known)
     trainable = tune.with_resources(functools.partial(run_trial, plan=plan), {"node:__internal_head__": 0.001})

@@ -140,7 +140,7 @@ def test_the_losers_models_are_removed(ray_cluster: RayCluster, home: Path) -> N
 def test_a_time_budget_ends_with_the_best_so_far(
     ray_cluster: RayCluster, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"training__epochs": "400", "search__scheduler": "none", "search__time_budget_s": "3600"}
+    changes = {"training__epochs": "400", "search__scheduler": "none", "search__time_budget": "1h"}
     settings = small_settings(home, search__name="short", **changes)
 
     def clock() -> float:
@@ -150,7 +150,7 @@ def test_a_time_budget_ends_with_the_best_so_far(
     result = run_search(settings)
     assert {trial.outcome for trial in result.trials} == {"killed"}
     assert Engine.load(result.best.model_uri or "").labels == ("negative", "positive")
-    assert "search.time_budget_s, 3600 s, is used up" in capsys.readouterr().err
+    assert "search.time_budget, 3600 s, is used up" in capsys.readouterr().err
     client = names.connect(settings.tracking)
     parent = client.get_run(result.parent_run_id)
     assert parent.info.status == "FINISHED"

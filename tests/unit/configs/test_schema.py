@@ -239,6 +239,10 @@ def _space(key: str, **dimension: Any) -> dict[str, Any]:
         ),
         pytest.param({"tracking": {"model_name": "a/b"}}, ["tracking.model_name"], id="a slash in the model's name"),
         pytest.param({"search": {"name": "../x"}}, ["search.name"], id="a path as the search's name"),
+        pytest.param({"search": {"time_budget": "soon"}}, ["search.time_budget", "'soon'", "1h30m"], id="no time"),
+        pytest.param({"search": {"time_budget": "30m1h"}}, ["search.time_budget"], id="units in another order"),
+        pytest.param({"search": {"time_budget": ""}}, ["search.time_budget"], id="an empty time"),
+        pytest.param({"search": {"time_budget": "0h"}}, ["search.time_budget"], id="no time at all"),
     ],
 )
 def test_nonsense_is_refused(values: dict[str, Any], parts: list[str]) -> None:
@@ -269,6 +273,25 @@ def test_edges_that_are_sense(values: dict[str, Any]) -> None:
 def test_workers_of_a_trial_default_to_its_gpus() -> None:
     found = [SearchConfig(gpus_per_trial=gpus).workers for gpus in (0, 0.5, 1, 4)]
     assert found == [1, 1, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        (90, 90),
+        (0.5, 0.5),
+        ("45s", 45),
+        ("90m", 5400),
+        ("1h30m", 5400),
+        ("1 h 30 m", 5400),
+        ("1.5H", 5400),
+        ("2d", 172800),
+    ],
+)
+def test_times_can_be_written_with_units(written: object, seconds: float) -> None:
+    settings = Settings.model_validate({"search": {"time_budget": written}})
+    assert settings.search.time_budget == seconds
+    assert Settings.model_validate_json(settings.model_dump_json()).search.time_budget == seconds
 
 
 def test_a_trials_parameters_are_put_in_and_checked() -> None:
