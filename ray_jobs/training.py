@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from configs.model import TrainingConfig
+from ray_jobs.optimizer import TableAdamW, make_gradients_sparse
 from serve_app.inference.engine import choose_precision
 from serve_app.inference.metrics import F1Definition, confusion_matrix, f1_from_confusion
 from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
@@ -137,6 +138,9 @@ class Trainer:
         self._ranks = dist.get_world_size() if dist.is_initialized() else 1
         weights = class_weights(config.class_weights, train.labels, label_names)
         self._class_weights = None if weights is None else weights.to(self._device)
+        if wrap is None and self._device.type == "cpu":
+            # On a GPU a dense one costs little; two DDP workers with sparse ones took other steps than one worker.
+            make_gradients_sparse(model)
         self._wrapped = wrap(model) if wrap is not None else model.to(self._device)
         self.precision, self.precision_reason = choose_precision(config.precision, self._device.type)
         steps_per_epoch = math.ceil(len(train) / config.batch_size)
@@ -144,7 +148,7 @@ class Trainer:
         self._warmup_steps = (
             config.warmup_steps if config.warmup_steps is not None else round(config.warmup_ratio * self._total_steps)
         )
-        self._optimizer = torch.optim.AdamW(_parameter_groups(model, config), lr=config.learning_rate, fused=True)
+        self._optimizer = TableAdamW(_parameter_groups(model, config), config.learning_rate, config.max_grad_norm)
         self._step = 0
         self.reports: list[EpochReport] = []
 
@@ -265,9 +269,7 @@ class Trainer:
                 # DDP averages over ranks; the division by the step's texts must be over their sum.
                 (loss * (self._ranks / len(texts))).backward()
             total += loss.detach()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.clip_and_step()
         self._step += 1
         return total
 

@@ -105,26 +105,28 @@ class AveragingNetwork(SmallNetwork):
     def features(self, batch: PackedBatch) -> torch.Tensor:
         ids, positions = batch.input_ids[0], batch.position_ids[0]
         lengths = torch.diff(batch.cu_seqlens).long()
-        total, count = self._sums(self.embeddings.weight, ids, lengths), lengths
+        total, count = self._sums(self.embeddings, ids, lengths), lengths
         hashed = ids
         for n in range(2, self.config.ngrams + 1):
             # An n-gram stands at its last token; one that would begin before its text is left out.
             hashed = functional.pad(hashed, (1, 0))[:-1] * 1_000_003 + ids * (2 * n + 1)
             ngrams = hashed[positions >= n - 1] % self.config.buckets
             of_text = (lengths - (n - 1)).clamp(min=0)
-            total = total + self._sums(self.ngram_embeddings.weight, ngrams, of_text)
+            total = total + self._sums(self.ngram_embeddings, ngrams, of_text)
             count = count + of_text
         return total / count[:, None].to(total.dtype)
 
-    def _sums(self, table: torch.Tensor, rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _sums(self, table: nn.Embedding, rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """The sum of ``table``'s ``rows`` of each text, [texts, width]; ``lengths``: rows of each text."""
         kept = None
         if self.training and self.config.dropout:
             kept = functional.dropout(
-                torch.ones(len(rows), dtype=table.dtype, device=table.device), self.config.dropout
+                torch.ones(len(rows), dtype=table.weight.dtype, device=rows.device), self.config.dropout
             )
         begins = torch.cumsum(lengths, 0) - lengths
-        return functional.embedding_bag(rows, table, begins, mode="sum", per_sample_weights=kept)
+        return functional.embedding_bag(
+            rows, table.weight, begins, mode="sum", sparse=table.sparse, per_sample_weights=kept
+        )
 
 
 class ConvolutionalNetwork(SmallNetwork):
