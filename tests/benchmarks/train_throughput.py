@@ -123,7 +123,8 @@ def train_ours(task: Task, options: argparse.Namespace) -> Result:
         warmup_ratio=0.0, max_batch_tokens=options.max_batch_tokens,
     )  # fmt: skip
     trainer = Trainer(
-        copy.deepcopy(task.model), task.train, task.validation, config, label_names=NAMES, f1=POSITIVE
+        copy.deepcopy(task.model), task.train, task.validation, config, label_names=NAMES, f1=POSITIVE,
+        device="cuda" if torch.cuda.is_available() else "cpu",
     )  # fmt: skip
     began = time.process_time()
     reports = trainer.run()
