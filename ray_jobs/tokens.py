@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-
 from configs.loading import ConfigError
 from configs.model import TrainingConfig
 from configs.schema import Settings
@@ -61,18 +59,25 @@ def check_warmup(training: TrainingConfig, texts: int) -> None:
 def open_checkpoint(location: str, revision: str, longest: int) -> tuple[Checkpoint, TextTokenizer]:
     """The weights and the tokenizer to begin with.
 
-    Raises ConfigError for a checkpoint that cannot be read, is no DistilBERT, or is too short for ``model.max_length``.
+    Raises ConfigError for a checkpoint that cannot be used, or is too short for ``model.max_length``.
     """
-    from serve_app.inference.checkpoint import import_tokenizer, read_checkpoint
+    from serve_app.inference.checkpoint import CheckpointError, import_tokenizer, read_checkpoint
 
+    say(f"reading checkpoint '{location}'")
     try:
-        checkpoint = read_checkpoint(location, revision)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"model.checkpoint '{location}' cannot be read: {str(error).splitlines()[0]}") from None
+        checkpoint, tokenizer = read_checkpoint(location, revision), import_tokenizer(location, revision)
+    except CheckpointError as error:
+        raise ConfigError(f"model.checkpoint '{location}' cannot be used: {error}") from None
     if checkpoint.max_length < longest:
-        raise ConfigError(f"model.max_length {longest} is more than the {checkpoint.max_length} positions of "
-                          f"checkpoint '{location}'")  # fmt: skip
-    try:
-        return checkpoint, import_tokenizer(location, revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.checkpoint '{location}' has no usable tokenizer: {error}") from None
+        raise ConfigError(
+            f"model.max_length {longest} is more than the {checkpoint.max_length} positions of checkpoint "
+            f"'{location}': set model.max_length to {checkpoint.max_length} or less"
+        )
+    words = checkpoint.sizes["vocabulary_size"]
+    if tokenizer.vocabulary_size > words:
+        raise ConfigError(
+            f"model.checkpoint '{location}' cannot be used: its tokenizer has ids up to "
+            f"{tokenizer.vocabulary_size - 1}, its model {words} word embeddings; they are not of the same model, or "
+            "resize_token_embeddings was not called after tokens were added"
+        )
+    return checkpoint, tokenizer

@@ -43,7 +43,7 @@ SIZES = tuple(_STOCK_SIZES)
 class DistilBertConfig:
     """``max_length``: positions, tokens; ``width`` and ``feed_forward_width``: units; dropouts are probabilities.
 
-    Raises ValueError when ``heads`` does not divide ``width``.
+    Raises ValueError for a size below 1, and when ``heads`` does not divide ``width``.
     """
 
     family: ClassVar[str] = "distilbert"
@@ -59,6 +59,9 @@ class DistilBertConfig:
     classifier_dropout: float = 0.2
 
     def __post_init__(self) -> None:
+        for ours, theirs in _STOCK_SIZES.items():
+            if getattr(self, ours) < 1:
+                raise ValueError(f"{theirs} is {getattr(self, ours)}, expected at least 1")
         if self.width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
 
@@ -67,7 +70,7 @@ class DistilBertConfig:
         """From the content of transformers' ``config.json``. Raises ValueError for what is not supported."""
         activation = content.get("activation", "gelu")
         if activation != "gelu":
-            raise ValueError(f"the model has the activation '{activation}', expected gelu")
+            raise ValueError(f"it has the activation '{activation}', expected gelu: no other is computed here")
         missing = [name for name in _STOCK_NAMES.values() if name not in content]
         if missing:
             raise ValueError(f"config.json has no {', '.join(missing)}")

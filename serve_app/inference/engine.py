@@ -78,7 +78,8 @@ class Engine:
 
         ``device``: cpu or cuda (default: cuda where there is one). ``threads``: intra-op threads of this process
         (default: as they are). The folder's sample is computed and compared with its stored logits. Raises
-        ModelFolderError for an incomplete folder, pickled weights, NaN, or probabilities out of tolerance.
+        ModelFolderError for an incomplete folder, pickled weights, a file that is none, NaN, or probabilities out of
+        tolerance.
         """
         folder = Path(folder)
         if threads is not None:
@@ -86,9 +87,13 @@ class Engine:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         chosen, reason = choose_precision(precision, where.type)
         info = read_info(folder)
+        try:
+            tokenizer = read_tokenizer(folder)
+        except ValueError as error:
+            raise ModelFolderError(str(error)) from None
         engine = cls(
             read_model(folder),
-            read_tokenizer(folder),
+            tokenizer,
             info,
             precision=chosen,
             precision_reason=reason,

@@ -38,8 +38,8 @@ class TextTokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """Entries, special ones included."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        """How many embeddings its ids need: one more than the largest, special tokens included."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 def read_tokenizer(folder: str | Path) -> TextTokenizer:

@@ -85,7 +85,7 @@ def test_weights_that_cannot_be_loaded_are_refused_before_any_trial(
 ) -> None:
     changes = with_broken_checkpoint(tmp_path, tracking_uri)
     assert search.main(command(tmp_path / "home", **changes)) == ExitCode.USAGE
-    assert f"model.checkpoint '{tmp_path / 'checkpoint'}' cannot be read" in capsys.readouterr().err
+    assert f"model.checkpoint '{tmp_path / 'checkpoint'}' cannot be used" in capsys.readouterr().err
     assert not (tmp_path / "home").exists()
 
 

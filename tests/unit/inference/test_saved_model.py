@@ -81,6 +81,12 @@ def test_truncated_weights_are_refused(folder: Path) -> None:
         Engine.load(folder)
 
 
+def test_a_file_that_is_no_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelFolderError, match=r"tokenizer\.json is no tokenizer"):
+        Engine.load(folder)
+
+
 def test_nan_weights_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["classifier.bias"][:] = torch.nan
