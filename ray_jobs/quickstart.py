@@ -8,8 +8,10 @@ Everything lies in one folder, ``.trialgate``, except Ray's session, which goes 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -26,12 +28,25 @@ from configs.loading import load_settings
 from configs.schema import Settings
 from gate.console import run_command
 from gate.decision import Decision
-from ray_jobs.cluster import Cluster, connected, free_port
+from ray_jobs.cluster import Cluster, connected, free_port, starts_locally
 from ray_jobs.command import say
 from ray_jobs.pipeline import document, run_pipeline
 from serve_app.mlflow_client import redact
 
 TEXTS = ("This movie was absolutely fantastic!", "This movie was not good at all.")
+_DESCRIPTION = """\
+Search -> gate -> registration -> service -> two predictions, on the built-in data (quickstart.yaml), without a hub,
+a server or a GPU. Then it serves on loopback, with MLflow's UI and Ray's dashboard beside it, until Ctrl-C.
+Everything it writes lies in .trialgate of the current directory: run it again, and the new winner is compared with
+the model in production. It takes no arguments."""
+_ENVIRONMENT = """\
+environment:
+  ONCE=1                       end after the first predictions instead of serving
+  TRIALGATE_SECTION__FIELD=X   change one setting, for example TRIALGATE_SEARCH__TRIALS=2
+  RAY_ADDRESS=auto             use the Ray that runs on this machine instead of starting one
+
+exit codes: 0 done (Ctrl-C while it serves, too); 1 failed; 2 bad settings; 3 blocked by the gate, nothing to serve;
+4 MLflow, Ray or storage cannot be reached; 130 interrupted before it served"""
 _MLFLOW_PORT = 5000
 # A shell that ends its whole process group when its standard input closes, which happens however this process dies.
 _GUARDED = ("/bin/sh", "-c", '"$@" </dev/null & cat >/dev/null; kill -KILL 0', "guard")
@@ -45,6 +60,7 @@ def quickstart(once: bool) -> tuple[dict[str, Any], list[str], int]:
     started = time.monotonic()
     settings = load_settings("quickstart.yaml")
     os.environ.setdefault("MPLCONFIGDIR", f"{settings.home}/matplotlib")  # its font cache would go to HOME
+    local = starts_locally()
     with connected(settings.home) as cluster:
         result, decision = run_pipeline(settings)
         found = document(result, decision, time.monotonic() - started)
@@ -53,7 +69,7 @@ def quickstart(once: bool) -> tuple[dict[str, Any], list[str], int]:
                 "others (two trials at a time), so run it again, or lower TRIALGATE_GATE__MINIMUM_F1")  # fmt: skip
             return found, [], ExitCode.BLOCKED
         say(_verdict(decision))
-        with _ended_in_time(), _mlflow_ui(settings, once) as mlflow_line, _serving(settings) as url:
+        with _ended_in_time(), _mlflow_ui(settings, once) as mlflow_line, _serving(settings, local) as url:
             answers = [_predict(url, text) for text in TEXTS]
             for line in _summary(answers, url, cluster, mlflow_line, settings, time.monotonic() - started):
                 say(line)
@@ -70,14 +86,15 @@ def _verdict(decision: Decision) -> str:
 
 
 @contextlib.contextmanager
-def _serving(settings: Settings) -> Iterator[str]:
-    """The service on loopback, ready; yields its address, drains it at the end."""
+def _serving(settings: Settings, local: bool) -> Iterator[str]:
+    """The service on loopback, ready; yields its address, drains it at the end. ``local``: Ray ends soon after."""
     from ray import serve
 
     from serve_app.app import APP_NAME, application, start_draining
 
     port = free_port(settings.serving.port, "the service")
     say("starting the service")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its clients tell of every step
     serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
     serve.run(application(settings), name=APP_NAME, route_prefix="/", blocking=False)
     url = f"http://127.0.0.1:{port}"
@@ -88,7 +105,11 @@ def _serving(settings: Settings) -> Iterator[str]:
         try:
             start_draining(APP_NAME)
         finally:
-            serve.shutdown()
+            # Serve's own end kills the controller that it waits for, which Ray tells as errors.
+            if local:
+                serve.delete(APP_NAME)
+            else:
+                serve.shutdown()
 
 
 @contextlib.contextmanager
@@ -192,9 +213,20 @@ def _predict(url: str, text: str) -> dict[str, Any]:
 
 def main() -> int:
     """The command line: no arguments, ONCE=1 in the environment ends it after the first answers."""
+    argparse.ArgumentParser(
+        prog="python -m ray_jobs.quickstart",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_DESCRIPTION,
+        epilog=_ENVIRONMENT,
+    ).parse_args()
     once = os.environ.get("ONCE", "") not in ("", "0")
     return run_command(lambda: quickstart(once), as_json=False, json_file=None)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything has ended. Taking the interpreter apart is another second of the processor, several where it is busy,
+    # in which nobody handles the alarm and another Ctrl-C any more.
+    os._exit(code)
