@@ -18,6 +18,12 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130  # Ctrl-C or SIGTERM
 
 
+EXIT_CODES = (
+    "exit codes: 0 done; 1 failed; 2 bad usage, bad config, or a run, version or model that does not exist; 3 blocked "
+    "by the gate; 4 MLflow, Ray or storage cannot be reached; 130 interrupted"
+)  # for every command's --help
+
+
 class UsageError(ValueError):
     """A user's mistake, in a message that names the field, file or run and the fix."""
 

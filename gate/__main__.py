@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from configs.exit_codes import ExitCode
+from configs.exit_codes import EXIT_CODES, ExitCode
 from configs.loading import ConfigError, describe_validation_error, load_settings
 from configs.schema import Settings, TrackingConfig
 from gate.console import run_command
@@ -182,21 +182,27 @@ def _table(decisions: list[dict[str, Any]]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gate", description="Decides which model is in production.")
+    parser = argparse.ArgumentParser(
+        prog="python -m gate", description="Decides which model is in production.", epilog=EXIT_CODES
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    check = commands.add_parser("check", help="the decision, without acting on it")
-    promote = commands.add_parser("promote", help="decide, register if need be, and promote")
+
+    def add(name: str, does: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=EXIT_CODES)
+
+    check = add("check", "the decision, without acting on it")
+    promote = add("promote", "decide, register if need be, and promote")
     for command in (check, promote):
         which = command.add_mutually_exclusive_group(required=True)
         which.add_argument("--run-id", metavar="R", help="a trial's run, or a search's (then its best trial)")
         which.add_argument("--version", metavar="N", help="a registered version")
     promote.add_argument("--force", action="store_true", help="promote against the verdict; needs --reason")
     promote.add_argument("--reason", metavar="TEXT", help="recorded with the decision")
-    rollback = commands.add_parser("rollback", help="production goes back to an earlier version")
+    rollback = add("rollback", "production goes back to an earlier version")
     rollback.add_argument("--to", metavar="N", help="the version to go back to; default: the previous one")
     rollback.add_argument("--reason", metavar="TEXT", help="recorded with the decision")
-    status = commands.add_parser("status", help="what is in production, and the decisions")
-    history = commands.add_parser("history", help="every decision, newest first")
+    status = add("status", "what is in production, and the decisions")
+    history = add("history", "every decision, newest first")
     for command in (check, promote, rollback, status, history):
         command.add_argument("--model-name", metavar="NAME", help="the registered model; default: tracking.model_name")
         command.add_argument("--config", metavar="FILE", help="settings: bare name, path or URL")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from configs.exit_codes import CommandFailed, Unreachable
+from configs.exit_codes import EXIT_CODES, CommandFailed, Unreachable
 
 
 class AllTrialsFailed(CommandFailed):
@@ -23,7 +23,7 @@ def say(line: str) -> None:
 
 def job_parser(program: str, description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
     """A parser with ``--config``, ``--set``, ``--json`` and ``--json-file``."""
-    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser = argparse.ArgumentParser(prog=program, description=description, epilog=EXIT_CODES)
     parser.add_argument(
         "--config", required=config_required, metavar="FILE", help="a shipped config's bare name, a path or a URL"
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from configs.exit_codes import ExitCode
+from configs.exit_codes import EXIT_CODES, ExitCode
 from configs.loading import ConfigError, load_settings
 from configs.schema import Settings
 from gate.console import run_command
@@ -179,12 +179,14 @@ def rewrite(settings: Settings, *, search: str | None = None, run_id: str | None
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ray_jobs.report", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m ray_jobs.report", description=(__doc__ or "").split("\n")[0],
+                                     epilog=EXIT_CODES)  # fmt: skip
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--search", metavar="NAME|FOLDER", help="the search's name, or the folder with its journal")
     which.add_argument("--run-id", metavar="PARENT", help="the search's parent run")
     parser.add_argument("--config", metavar="FILE", help="a config that sets home, search.storage or tracking.uri")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+                        help="change one setting; may be given several times")  # fmt: skip
     args = parser.parse_args(argv)
 
     def work() -> tuple[dict[str, Any], list[str], int]:

@@ -53,7 +53,7 @@ class DataReport:
                 (counts.changed_by_cleaning, "cleaned"),
                 (counts.empty_dropped, "empty dropped"),
                 (counts.duplicates_removed, "duplicates removed"),
-                (counts.conflicting_rows_removed, f"removed for {counts.conflicting_texts:,} texts with two labels"),
+                (counts.conflicting_rows_removed, f"removed for {_texts(counts.conflicting_texts)} with two labels"),
             ):
                 if number:
                     facts.append(f"{number:,} {what}")
@@ -76,3 +76,7 @@ class DataReport:
                 f"  {split}: {sum(classes.values()):,} texts ({per_class}), digest {self.digests[split][:12]}{note}"
             )
         return lines
+
+
+def _texts(count: int) -> str:
+    return "1 text" if count == 1 else f"{count:,} texts"

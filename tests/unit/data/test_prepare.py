@@ -191,7 +191,7 @@ def test_report_tells_what_was_found() -> None:
     lines = "\n".join(dataset.report.lines())
     for part in (
         "1 empty dropped",
-        "2 removed for 1 texts with two labels",
+        "2 removed for 1 text with two labels",
         "xxx…'",
         "train.csv, row 61; train.csv, row 62",
         "no test split",
