@@ -14,7 +14,7 @@ from ray.tune import Callback, Stopper
 from configs.schema import Settings
 from ray_jobs import disk
 from ray_jobs.history import duration, short
-from ray_jobs.trial import PLACEMENT, release_workers
+from ray_jobs.trial import release_workers
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -31,7 +31,6 @@ class Progress:
     settings: Settings
     started: float = field(default_factory=time.monotonic)
     over_before: int = 0
-    placements: dict[str, str] = field(default_factory=dict)  # of the trials' workers, by trial id
 
     @property
     def over(self) -> int:
@@ -92,8 +91,6 @@ class TrackingCallback(Callback):
     ) -> None:
         """A trial reported an epoch."""
         tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
-        if result.get(PLACEMENT):
-            _searches[self._search].placements[trial.trial_id] = result[PLACEMENT]
         kept = {key: value for key, value in result.items() if key in _EPOCH_FIELDS or key.startswith("system/")}
         if kept["epoch"] <= tracker.trials[trial.trial_id].epochs:
             return  # a trial that goes on tells again what it had reached
@@ -109,7 +106,7 @@ class TrackingCallback(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended, by itself or because the scheduler stopped it."""
         tracker, settings = _searches[self._search].tracker, _searches[self._search].settings
-        release_workers((trial.last_result or {}).get(PLACEMENT))
+        release_workers(trial.trial_id)
         record = tracker.trials[trial.trial_id]
         stopped = not ran_to_its_end(record, settings)
         tracker.trial_ended(trial.trial_id, "stopped_early" if stopped else "finished")
@@ -120,7 +117,7 @@ class TrackingCallback(Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed for good."""
         tracker = _searches[self._search].tracker
-        release_workers((trial.last_result or {}).get(PLACEMENT))
+        release_workers(trial.trial_id)
         if trial.trial_id not in tracker.trials:  # it failed before it could start
             tracker.trial_started(trial.trial_id, trial.config)
         message = failure_message(trial)
@@ -131,7 +128,7 @@ class TrackingCallback(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed and is tried again."""
-        release_workers((trial.last_result or {}).get(PLACEMENT))
+        release_workers(trial.trial_id)
         message = failure_message(trial)
         _searches[self._search].tracker.attempt_failed(trial.trial_id, message)
         self._line(trial, f"failed and goes on from its last epoch: {message}")
@@ -142,7 +139,7 @@ class TrackingCallback(Callback):
         search = _searches[self._search]
         for record in search.tracker.trials.values():
             if record.outcome == "running":
-                release_workers(search.placements.get(record.trial_id))
+                release_workers(record.trial_id)
                 search.tracker.trial_ended(record.trial_id, "killed")
 
     def _tidy(self, ended: Trial) -> None:

@@ -4,9 +4,9 @@ Beside Tune's function and the worker, Train would start its controller as an ac
 placement group if the controller is lost, a watcher of nodes that are going to be taken away, a manager of Ray Data
 sets, a barrier for the workers, and a queue through which reports reach Tune's function. Every one is a Python process
 that imports Ray anew: 1 to 2.5 s of processor time and 190 to 240 MB. Here the controller runs in Tune's function,
-which would only wait for it, and hands reports to Tune itself; the workers' placement group is removed by the driver
-(``trial.release_workers``). There is nothing to watch for, as every epoch is a checkpoint, and no Ray Data set. The
-barrier stays.
+which would only wait for it, and hands reports to Tune itself; the workers' placement group has the trial's name, by
+which the driver removes it (``trial.release_workers``). There is nothing to watch for, as every epoch is a checkpoint,
+and no Ray Data set. The barrier stays.
 
 Made for Ray 2.60, whose DataParallelTrainer has no public way to say this; the tests of lost processes cover it.
 """
@@ -23,7 +23,9 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import DefaultPlacementGroupHandle, WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import placement_group
 
 # Train's 2 s would be waited for at the start of a trial, at its reports and at its end.
 _POLL_SECONDS = 0.5
@@ -37,7 +39,23 @@ class ReportToTune(ray.train.UserCallback):
         ray.tune.report(metrics[0])
 
 
+class _Workers(WorkerGroup):
+    """Workers whose placement group has the run's name: the driver finds it, whatever becomes of this process."""
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
+        wanted = worker_group_context
+        group = placement_group(
+            bundles=[wanted.resources_per_worker] * wanted.num_workers,
+            strategy=wanted.placement_strategy,
+            name=self._train_run_context.run_config.name,
+            bundle_label_selector=wanted.label_selector,
+        )
+        return DefaultPlacementGroupHandle(group)
+
+
 class _Controller(TrainController):
+    worker_group_cls = _Workers
+
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         # Not by Train's environment variables: it hands those that are set to the workers, which then cannot be

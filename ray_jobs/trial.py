@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 OBJECTIVE = "best_validation_f1"
 MODEL_FOLDER = "model"
 STATE_FOLDER = "state"
-PLACEMENT = "placement_group"
 _KEEP = "checkpoint_score"
 _SAMPLE_TEXTS = 64
 
@@ -109,17 +108,16 @@ def run_trial(parameters: dict[str, Any], plan: TrialPlan) -> None:
     ).fit()
 
 
-def release_workers(placement: str | None) -> None:
-    """Gives back what the workers of a trial hold; ``placement``: what they reported as PLACEMENT.
+def release_workers(trial_id: str) -> None:
+    """Gives back what the workers of a trial hold, if it is still held.
 
-    Stopping a trial ends the Tune function, not the workers' placement group: in Ray 2.60 one outlives the actor that
+    Neither stopping a trial nor the death of its process does: in Ray 2.60 a placement group outlives the actor that
     made it, and all later trials and replicas would wait for ever.
     """
-    import ray
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
+    from ray.util.placement_group import get_placement_group, remove_placement_group
 
-    if placement is not None:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement))))
+    with contextlib.suppress(ValueError):  # there is none of this name
+        remove_placement_group(get_placement_group(trial_id))
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -159,12 +157,10 @@ def train_worker(config: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             read_state(Path(folder) / STATE_FOLDER, trainer)
-    placement = ray.util.get_current_placement_group()
     shared = {
         "precision": trainer.precision,
         "precision_reason": trainer.precision_reason,
         "processor": processor(device.type),
-        PLACEMENT: placement.id.hex() if placement else None,
         **model_cost(model, trainer, data.validation.cut(settings.model.max_length), settings.search.objectives),
     }
 

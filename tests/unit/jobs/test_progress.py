@@ -91,6 +91,7 @@ def test_lines_of_a_jobs_log(capsys: pytest.CaptureFixture[str], monkeypatch: py
             self.trials[trial_id].outcome = outcome
 
     monkeypatch.setattr(progress, "failure_message", lambda trial: "OutOfMemoryError: 3 GB")
+    monkeypatch.setattr(progress, "release_workers", lambda trial_id: None)  # it asks Ray
     tracker: Any = Tracker()
     tune_trial: Any = SimpleNamespace(trial_id="ab12", config={"training.learning_rate": 1e-3}, last_result={})
     with progress.TrackingCallback.of(tracker, "s", load_settings(None, ["search.trials=2", "home=/h"])) as callback:
