@@ -6,10 +6,13 @@ import dataclasses
 import json
 from pathlib import Path
 
+import optuna
 import pytest
+from safetensors.torch import load_file, save_file
 
 from configs.exit_codes import ExitCode
 from ray_jobs import pipeline, plan, search
+from ray_jobs.journal import Journal
 from ray_jobs.search import run_search
 from ray_jobs.tokens import tokenise
 from serve_app import mlflow_client as names
@@ -55,6 +58,40 @@ def test_all_trials_fail_for_a_reason_that_is_told(
     runs = client.search_runs([experiment.experiment_id])
     status = {run.data.tags[names.KIND]: run.info.status for run in runs}
     assert (status["search"], status["trial"]) == ("FAILED", "FAILED")
+
+
+def overflowing_checkpoint(folder: Path) -> Path:
+    """One whose hidden values are so large that attention overflows where dropout makes them 1,000 times larger."""
+    weights = write_tiny_model(folder) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["distilbert.embeddings.LayerNorm.weight"] *= 1e18
+    save_file(tensors, weights, {"format": "pt"})
+    return folder
+
+
+def test_a_trial_that_diverges_fails_and_the_others_go_on(
+    ray_cluster: RayCluster, tracking_uri: str, tmp_path: Path, studies: list[optuna.Study]
+) -> None:
+    settings = small_settings(
+        tmp_path / "home",
+        tracking_uri,
+        model__checkpoint=str(overflowing_checkpoint(tmp_path / "checkpoint")),
+        model__architecture="null",
+        search__space__model__dropout="{type: choice, values: [0.0, 0.999]}",
+        search__sampler="random",
+        search__seed="2",  # draws 0.999 and then 0
+        search__trials="2",
+        search__max_concurrent="1",
+        search__name="s",
+    )
+    result = run_search(settings)
+    assert result.counts() == {"finished": 1, "stopped_early": 0, "failed": 1}
+    assert result.best.parameters["model.dropout"] == 0.0
+    assert [trial.state.name for trial in studies[0].trials] == ["FAIL", "COMPLETE"]
+    events = Journal(f"{settings.search.storage}/s/journal.jsonl").events
+    first = [event for event in events if event["trial"] == events[0]["trial"]]
+    assert [event["event"] for event in first] == ["started", "attempt_failed", "started", "ended"]
+    assert "TrainingDivergedError: epoch 1: training loss nan" in first[-1]["error"]
 
 
 @pytest.mark.parametrize(
