@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -74,7 +75,7 @@ class TrackingCallback(Callback):
         progress = _searches[search] = Progress(tracker, settings)
         progress.over_before = progress.over
         try:
-            with _live_table(progress) if sys.stderr.isatty() else contextlib.nullcontext():
+            with _quiet_tune(), _live_table(progress) if sys.stderr.isatty() else contextlib.nullcontext():
                 yield cls(search)
         finally:
             del _searches[search]
@@ -158,6 +159,19 @@ class TrackingCallback(Callback):
             sys.stderr.flush()
 
 
+@contextlib.contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Tune logs some 50 lines of every attempt that fails, and as many when a disk is full. What they say is told in
+    one here, and the whole of it is in the ``error.txt`` of Tune's folder of the trial."""
+    logger = logging.getLogger("ray.tune")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _live_table(progress: Progress) -> contextlib.AbstractContextManager[None]:
     from ray_jobs.live import LiveTable
 
@@ -200,8 +214,9 @@ def ran_to_its_end(trial: TrialRecord, settings: Settings) -> bool:
 
 
 def failure_message(trial: Trial) -> str:
-    """The error itself, out of the layers of text that Train and Tune put around it: the last line that names one, else
-    (a worker that died without a word) the last line."""
+    """The error itself, out of the layers of text that Train and Tune put around it: the line that says that Ray ended
+    a process for want of memory, else the last line that names an error, else (a worker that died without a word) the
+    last line."""
     text = ""
     error = trial.get_error() if hasattr(trial, "get_error") else None
     if error is not None:
@@ -211,8 +226,9 @@ def failure_message(trial: Trial) -> str:
             text = file.read()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if not line.endswith(":")]  # others announce what follows
+    memory = [line for line in told if "running low on memory" in line]
     named = [line for line in told if "Error" in line.split(":")[0] or "Exception" in line.split(":")[0]]
-    return (named or lines or ["no message"])[-1]
+    return (memory or named or lines or ["no message"])[-1]
 
 
 def summary_table(trials: Sequence[TrialRecord]) -> str:

@@ -1,4 +1,4 @@
-"""A cluster that grows while a search waits for it, and loses a node while it runs."""
+"""Nodes of a cluster: it grows while a search waits for it, loses one while it runs, and has one without memory."""
 
 from __future__ import annotations
 
@@ -69,3 +69,33 @@ def test_a_search_waits_for_nodes_and_outlives_one(cluster: Cluster, tmp_path: P
     assert command.finished(300) == ExitCode.OK, command.output
     assert json.loads(out.read_text())["trials"] == {"finished": 2, "stopped_early": 0, "failed": 0}
     assert list(epochs().values()) == [list(range(1, 61))] * 2
+
+
+def test_a_trial_on_a_node_without_memory_fails_for_that_reason(cluster: Cluster, tmp_path: Path) -> None:
+    values = SMALL | {
+        "home": str(tmp_path / "home"),
+        "search.name": "memory",
+        "search.trials": "2",
+        "search.max_concurrent": "2",
+        "search.max_failures": "0",
+        "search.scheduler": "none",
+        "training.epochs": "1",
+    }
+    node = {"num_cpus": 1, "object_store_memory": 100 * 1024**2}
+    cluster.add_node(**node)
+    # Ray kills what works on this one, because more than this share of the machine's memory is always in use.
+    cluster.add_node(**node, env_vars={"RAY_memory_usage_threshold": "0.001"})
+    cluster.wait_for_nodes()
+    sets = [part for text in arguments(values) for part in ("--set", text)]
+    out = tmp_path / "result.json"
+    command = Command(
+        "ray_jobs.search", "--config", "quickstart.yaml", *sets, "--json-file", str(out),
+        cwd=tmp_path, environment={"RAY_ADDRESS": cluster.address},
+    )  # fmt: skip
+    assert command.finished(300) == ExitCode.OK, command.output
+    assert json.loads(out.read_text())["trials"] == {"finished": 1, "stopped_early": 0, "failed": 1}
+    (told,) = [line for line in command.output.splitlines() if ": failed: " in line]
+    assert "1 worker(s) were killed due to the node running low on memory. Memory on the node" in told
+    assert "Traceback" not in command.output
+    (whole,) = tmp_path.glob("home/searches/memory/tune-*/*/error.txt")
+    assert "ray_jobs/trial.py" in whole.read_text()

@@ -53,6 +53,8 @@ def test_all_trials_fail_for_a_reason_that_is_told(
     shown = capsys.readouterr().err
     assert "all 1 trials failed; the first error was: IndexError: index out of range" in shown
     assert "Traceback" not in shown.split("error: all 1 trials")[1]
+    ours = [line for line in shown.splitlines() if "IndexError" in line and "pid=" not in line]  # and not a worker's
+    assert len(ours) == 2, "once for the trial and once for the search"
     client = names.connect(small_settings(tmp_path / "home", tracking_uri).tracking)
     experiment = client.get_experiment_by_name("quickstart")
     runs = client.search_runs([experiment.experiment_id])

@@ -84,6 +84,7 @@ def test_table_has_a_row_per_trial() -> None:
 
 
 TRAIN_SAYS = "  File x\nray.train.WorkerGroupError: Training failed due to worker errors:\n[Rank 0 Error Snippet]:\n"
+NO_MEMORY = "1 worker(s) were killed due to the node running low on memory. Memory on the node was 3GB used / 3GB limit"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ TRAIN_SAYS = "  File x\nray.train.WorkerGroupError: Training failed due to worke
     [
         (f"{TRAIN_SAYS}Traceback:\n  File y\nmine.DivergedError: epoch 1: nan\n", "mine.DivergedError: epoch 1: nan"),
         (f"{TRAIN_SAYS}A worker health check failed.\nThe actor is dead: killed\n", "The actor is dead: killed"),
+        (f"{TRAIN_SAYS}{NO_MEMORY}\nTop 10 memory users: PID\nRefer to the documentation\n", NO_MEMORY),
         ("", "no message"),
     ],
 )
