@@ -14,6 +14,7 @@ Made for Ray 2.60, whose DataParallelTrainer has no public way to say this; the 
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 import ray
@@ -22,10 +23,13 @@ import ray.tune
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import DefaultPlacementGroupHandle, WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import placement_group
+
+from ray_jobs import disk
 
 # Train's 2 s would be waited for at the start of a trial, at its reports and at its end.
 _POLL_SECONDS = 0.5
@@ -64,12 +68,23 @@ class _Controller(TrainController):
         self._worker_group_callbacks_to_propagate = [
             each for each in self._worker_group_callbacks_to_propagate if not isinstance(each, PreemptionCallback)
         ]
+        checkpoints = self._checkpoint_manager
+        if checkpoints._storage_context.storage_filesystem.type_name == "local":
+            checkpoints._write_state_to_storage = functools.partial(  # type: ignore[method-assign]
+                _write_whole, checkpoints
+            )
 
     def give_back(self) -> None:
         """Ends the workers, and what the autoscaler was asked for."""
         self._controller_callback_manager.invoke_best_effort("before_controller_abort")
         if self._worker_group is not None:
             self._worker_group.shutdown()
+
+
+def _write_whole(checkpoints: CheckpointManager) -> None:
+    # Train writes its list of a run's checkpoints in place. Where the disk was full or the process killed it was left
+    # empty, and no later attempt could read it.
+    disk.write_whole(checkpoints._storage_context.checkpoint_manager_snapshot_path, checkpoints._save_state())
 
 
 class InProcess(DataParallelTrainer):

@@ -8,16 +8,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 
 class Command:
-    """A running ``python -m MODULE``: its output is collected, its descendants are remembered."""
+    """A running ``python -m MODULE``: its output is collected, its descendants are remembered.
 
-    def __init__(self, module: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> None:
+    ``through``: a command that becomes the one that it is given.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        cwd: Path,
+        environment: Mapping[str, str] | None = None,
+        through: Sequence[str] = (),
+    ) -> None:
         self._lines: list[str] = []
         self._seen: dict[int, psutil.Process] = {}
         self._peak = 0
@@ -25,7 +35,7 @@ class Command:
         variables.pop("RAY_ADDRESS", None)
         variables |= environment or {}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [*through, sys.executable, "-m", module, *arguments],
             cwd=cwd,
             env=variables,
             stdout=subprocess.PIPE,
