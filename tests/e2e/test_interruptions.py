@@ -26,12 +26,12 @@ def home(tmp_path: Path) -> Iterator[Path]:
     mlflow.set_tracking_uri(None)
 
 
-def started(home: Path, tmp_path: Path, name: str, *more: str) -> Command:
-    """A search that has many epochs to go, in the middle of one."""
+def started(home: Path, tmp_path: Path, name: str, until: str = "epoch 2/500") -> Command:
+    """A search that has many epochs to go, in the middle of one or where it says ``until``."""
     values = SMALL | {"home": str(home), "search.name": name, "training.epochs": "500", "search.scheduler": "none"}
     sets = [part for text in arguments(values) for part in ("--set", text)]
-    command = Command("ray_jobs.search", "--config", "quickstart.yaml", *sets, *more, cwd=tmp_path)
-    command.wait_for("epoch 2/500", 150)
+    command = Command("ray_jobs.search", "--config", "quickstart.yaml", *sets, cwd=tmp_path)
+    command.wait_for(until, 150)
     return command
 
 
@@ -55,6 +55,20 @@ def test_asked_to_end(home: Path, tmp_path: Path, number: signal.Signals) -> Non
     assert len(found) >= 2
     assert "--resume asked" in command.output
     assert "Traceback" not in command.output
+
+
+@pytest.mark.parametrize("moment", ["tokenised 240 texts", "begins with"])
+def test_asked_to_end_before_the_first_epoch(home: Path, tmp_path: Path, moment: str) -> None:
+    """While Ray starts, and while the first trials do."""
+    command = started(home, tmp_path, "early", until=moment)
+    command.send(signal.SIGINT)
+    assert command.finished(60) == ExitCode.INTERRUPTED, command.output
+    assert command.left_behind(10) == []
+    assert "Traceback" not in command.output
+    assert "epoch 1/500" not in command.output, "the test came too late"
+    if moment == "begins with":
+        _, found = statuses(home)
+        assert set(found) == {"KILLED"}
 
 
 def test_killed_and_ended_by_the_next_command(home: Path, tmp_path: Path) -> None:
