@@ -31,7 +31,7 @@ from gate.decision import Decision
 from ray_jobs.cluster import Cluster, connected, free_port, starts_locally
 from ray_jobs.command import say
 from ray_jobs.pipeline import document, run_pipeline
-from serve_app.mlflow_client import redact
+from serve_app.mlflow_client import connect, redact
 
 TEXTS = ("This movie was absolutely fantastic!", "This movie was not good at all.")
 _DESCRIPTION = """\
@@ -69,7 +69,8 @@ def quickstart(once: bool) -> tuple[dict[str, Any], list[str], int]:
                 "others (two trials at a time), so run it again, or lower TRIALGATE_GATE__MINIMUM_F1")  # fmt: skip
             return found, [], ExitCode.BLOCKED
         say(_verdict(decision))
-        with _ended_in_time(), _mlflow_ui(settings, once) as mlflow_line, _serving(settings, local) as url:
+        mlflow_ui, serving = _mlflow_ui(settings, once, result.parent_run_id), _serving(settings, local)
+        with _ended_in_time(), mlflow_ui as mlflow_line, serving as url:
             answers = [_predict(url, text) for text in TEXTS]
             for line in _summary(answers, url, cluster, mlflow_line, settings, time.monotonic() - started):
                 say(line)
@@ -113,8 +114,9 @@ def _serving(settings: Settings, local: bool) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _mlflow_ui(settings: Settings, once: bool) -> Iterator[str]:
-    """MLflow's UI on loopback while we serve; yields the line that says where it is or how to start it."""
+def _mlflow_ui(settings: Settings, once: bool, parent_run_id: str) -> Iterator[str]:
+    """MLflow's UI on loopback while we serve; yields the lines that say where it is or how to start it, and where the
+    search is there: the UI begins in a view for language models, which has no list of runs."""
     uri = settings.tracking.uri
     assert uri is not None
     if uri.startswith("http"):
@@ -135,7 +137,10 @@ def _mlflow_ui(settings: Settings, once: bool) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        yield f"{'mlflow':<12}http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port}"
+        experiment = connect(settings.tracking).get_run(parent_run_id).info.experiment_id
+        search = f"{url}/#/experiments/{experiment}/runs/{parent_run_id}?workflowType=machine_learning"
+        yield f"{'mlflow':<12}{url}\n{'search':<12}{search}"
     finally:
         assert guard.stdin is not None
         guard.stdin.close()
