@@ -27,6 +27,7 @@ from configs.schema import Settings
 
 ENV_PREFIX = "TRIALGATE_"
 CONFIG_FOLDER = Path(__file__).parent
+_RENAMED = {"time_budget_s": "time_budget"}  # under search, as settings were stored until November 2026
 
 
 class ConfigError(UsageError):
@@ -61,6 +62,18 @@ def load_settings(
     except ValidationError as error:
         raise ConfigError(describe_validation_error(error)) from None
     return resolve_paths(settings, on_cluster=on_cluster)
+
+
+def stored_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings that an earlier command stored, under today's names. Raises ConfigError for what is refused today."""
+    search = {_RENAMED.get(key, key): value for key, value in values.get("search", {}).items()}
+    values = {**values, "search": search}
+    try:
+        Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where} was written by another version, and this one cannot read it: "
+                          f"{describe_validation_error(error)}") from None  # fmt: skip
+    return values
 
 
 def baseline_settings(settings: Settings, name: str) -> Settings:

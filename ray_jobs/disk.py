@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from configs.search import SearchConfig
 from ray_jobs import objectives
@@ -63,9 +64,16 @@ def check_room(storage: str, needed: int) -> int | None:
 def write_whole(location: str, text: str) -> None:
     """Writes the file at a path or URL, which has its old content or all of the new one, also where a disk is full."""
     filesystem, path = fsspec.core.url_to_fs(location)
-    with filesystem.open(f"{path}.part", "w", encoding="utf-8") as file:
-        file.write(text)
-    filesystem.mv(f"{path}.part", path)
+    if not isinstance(filesystem, LocalFileSystem):
+        filesystem.pipe_file(path, text.encode())  # object stores show a file whole or not at all
+        return
+    part = Path(f"{path}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def losers(ended: Sequence[TrialRecord], search: SearchConfig) -> list[TrialRecord]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from configs.loading import ConfigError
+from configs.loading import ConfigError, stored_values
 from configs.schema import Settings
 from ray_jobs import objectives
 from ray_jobs.tracking import Outcome
@@ -147,7 +147,7 @@ def read_search(folder: str, name: str) -> SearchHistory:
         with fsspec.open(f"{folder}/journal.jsonl", "r", encoding="utf-8") as file:
             lines = file.read().split("\n")[:-1]  # without the one that is being written
         with fsspec.open(f"{folder}/settings.json", "r", encoding="utf-8") as file:
-            settings = Settings.model_validate(json.load(file))
+            settings = Settings.model_validate(stored_values(json.load(file), f"{folder}/settings.json"))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no search in {folder}: {error}") from None
     return history([json.loads(line) for line in lines], settings, name)

@@ -47,7 +47,8 @@ class Progress:
             begun = sum(min(1.0, trial.epochs / self.settings.training.epochs) for trial in running)
             seconds = elapsed / (over - self.over_before + begun) * (total - over - begun)
             left = f", about {duration(seconds)} left"
-        scores = [trial.f1 for trial in list(self.tracker.trials.values()) if trial.f1 is not None and trial.outcome != "failed"]
+        usable = [trial for trial in list(self.tracker.trials.values()) if trial.outcome != "failed"]
+        scores = [trial.f1 for trial in usable if trial.f1 is not None]
         best = f", best validation F1 {max(scores):.4f}" if scores else ""
         return f"{over} of {total} trials over after {duration(elapsed)}{left}{best}"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.loading import ConfigError, load_settings
+from configs.loading import ConfigError, load_settings, stored_values
 from configs.schema import Settings
 from ray_jobs.command import say
 from ray_jobs.data.prepare import Dataset
@@ -98,7 +98,7 @@ def earlier_run(run_id: str, config: str | None = None, overrides: Sequence[str]
     else:
         raise ConfigError(f"--from-run {run_id}: it is neither a trial nor a search of Trialgate: its tag {names.KIND} "
                           f"is {kind!r}")  # fmt: skip
-    base = _stored_settings(client, parent.info.run_id)
+    base = stored_values(_stored_settings(client, parent.info.run_id), f"{names.SETTINGS_FILE} of {parent.info.run_id}")
     before = Settings.model_validate(base)
     if trial is not None:
         parameters = _parameters(before, trial.data.params)

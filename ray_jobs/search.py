@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-_PATIENCE_REQUESTS = 6  # sending one event takes up to four
+_PATIENCE_REQUESTS = 5  # sending one event takes up to four
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,8 @@ def finish(tracker: Tracker, name: str, settings: Settings) -> None:
     client, parent, search = tracker.client, tracker.parent_run_id, settings.search
     try:
         try:
-            tracker.close(stalled_s=_PATIENCE_REQUESTS * settings.tracking.request_timeout_s)
+            attempts = settings.tracking.max_retries + 1
+            tracker.close(stalled_s=_PATIENCE_REQUESTS * attempts * settings.tracking.request_timeout_s)
             tracker.remove_doubles()
         finally:  # people have their page whatever becomes of MLflow
             history = report.leave(tracker, name)
@@ -255,7 +256,9 @@ def name_best(tracker: Tracker, best: TrialRecord | None) -> None:
     if best is not None and best.run_id is not None and best.f1 is not None:
         client.set_tag(parent, mlflow_client.BEST_RUN, best.run_id)
         client.log_metric(parent, OBJECTIVE, best.f1)
-    elif mlflow_client.BEST_RUN in client.get_run(parent).data.tags:  # it was interrupted, and what was best failed
+    elif (
+        best is None and mlflow_client.BEST_RUN in client.get_run(parent).data.tags
+    ):  # it was interrupted, and what was best failed
         client.delete_tag(parent, mlflow_client.BEST_RUN)
 
 

@@ -139,7 +139,12 @@ class Tracker:
         for run in self.client.search_runs([self._experiment_id], mine, max_results=50_000):
             kind = run.data.tags.get(names.KIND)
             if kind in (names.KIND_SEARCH, names.KIND_TRIAL) and run.info.run_id not in used and not run.data.metrics:
-                self.client.delete_run(run.info.run_id)
+                try:
+                    self.client.delete_run(run.info.run_id)
+                except Exception as error:
+                    if names.is_unreachable(error):
+                        raise
+                    logger.warning("run %s, an empty double, cannot be removed: %s", run.info.run_id, error)
 
     def _record(self, event: dict[str, Any], at: float | None = None) -> None:
         event = {"time": time.time() if at is None else at, **event}
@@ -270,20 +275,21 @@ def start_parent_run(
     found = client.search_runs(
         [experiment_id],
         f"tags.`{names.KIND}` = '{names.KIND_SEARCH}' and tags.`{names.SEARCH_NAME}` = '{name}'",
-        max_results=1,
     )
-    if found and not resume:
-        raise ConfigError(f"search.name '{name}' is taken by run {found[0].info.run_id}: choose another name, or go on "
+    # MLflow may have made an empty double beside it, see ``remove_doubles``, which nobody kept alive.
+    earlier = max(found, key=lambda run: float(run.data.tags.get(names.HEARTBEAT, 0)), default=None)
+    if earlier is not None and not resume:
+        raise ConfigError(f"search.name '{name}' is taken by run {earlier.info.run_id}: choose another name, or go on "
                           f"with that search by --resume {name}")  # fmt: skip
-    if found:
-        _refuse_other_data(found[0].data.tags, tags, name)
-        if found[0].info.status == "RUNNING":
-            raise ConfigError(f"search {name} is still running (run {found[0].info.run_id})")
+    if earlier is not None:
+        _refuse_other_data(earlier.data.tags, tags, name)
+        if earlier.info.status == "RUNNING":
+            raise ConfigError(f"search {name} is still running (run {earlier.info.run_id})")
     tags = {**tags, **names.owner_tags(), names.KIND: names.KIND_SEARCH, names.SEARCH_NAME: name}
-    if found:
-        run_id = found[0].info.run_id
+    if earlier is not None:
+        run_id = earlier.info.run_id
         for tag in (names.ENDING, names.OUTCOME):  # how it had ended before
-            if tag in found[0].data.tags:
+            if tag in earlier.data.tags:
                 client.delete_tag(run_id, tag)
         for key, value in tags.items():
             client.set_tag(run_id, key, value)

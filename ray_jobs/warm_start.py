@@ -89,13 +89,16 @@ def keep(storage: str, earlier: EarlierTrials) -> None:
 def kept(storage: str, search: SearchConfig) -> EarlierTrials:
     """Those that the search in ``storage`` began with. Meanwhile MLflow may have more, fewer, or none of them.
 
-    Raises StorageUnavailable.
+    Raises StorageUnavailable, and ConfigError when the file is not there.
     """
     if search.warm_start is None:
         return EarlierTrials()
     try:
         with fsspec.open(f"{storage}/{_FILE}", "r", encoding="utf-8") as file:
             trials = json.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{storage}/{_FILE} is missing, which has the earlier trials that the search began with: put "
+                          "it back, or begin a search of another name") from None  # fmt: skip
     except Exception as error:  # every store has exceptions of its own
         raise StorageUnavailable(f"the earlier trials that the search began with cannot be read: {error}") from error
     return EarlierTrials([_completed(trial["parameters"], trial["values"], search) for trial in trials])

@@ -138,12 +138,26 @@ def _told(what: str) -> Iterator[None]:
 
 def _require_safetensors(location: str, revision: str) -> None:
     """Looked for here because transformers would have a hub's bot convert the pickle of a stranger's repository."""
-    from transformers.utils import cached_file
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with _told("its weights cannot be read"):
-        for name in ("model.safetensors", "model.safetensors.index.json"):
-            if cached_file(location, name, revision=revision, _raise_exceptions_for_missing_entries=False):
+    away = False
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if Path(location).is_dir():
+            if (Path(location) / name).is_file():
                 return
+            continue
+        with _told("its weights cannot be read"), contextlib.suppress(EntryNotFoundError):
+            try:
+                hf_hub_download(location, name, revision=revision)
+                return
+            except LocalEntryNotFoundError:  # not in the cache, and nobody to ask
+                away = True
+    if away:
+        raise CheckpointError(
+            "its weights are not in the cache, and the hub cannot be reached: connect once, set HF_HOME to a cache "
+            "that has them, or give a folder"
+        )
     raise CheckpointError(
         "it has no model.safetensors, and pytorch_model.bin is pickle, which can run code when it is opened and is "
         "never loaded: if you trust that file, convert it once with transformers, "

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,7 @@ class Server:
             )  # fmt: skip
         while not self._answers():
             assert self._process.poll() is None, (self._folder / "server.log").read_text()
+            threading.Event().wait(0.1)
 
     def _answers(self) -> bool:
         try:
@@ -83,6 +85,7 @@ class World:
     def __init__(self, server: Server, cluster: RayCluster, folder: Path) -> None:
         self.server, self._cluster, self._folder = server, cluster, folder
         self.epochs = 12
+        self.commands: list[Command] = []
         self.journal = folder / "home" / "searches" / "s" / "journal.jsonl"
 
     def command(self, *more: str) -> Command:
@@ -98,27 +101,19 @@ class World:
         }
         sets = [part for text in arguments(values) for part in ("--set", text)]
         where = {"RAY_ADDRESS": self._cluster.address}
-        return Command(
-            "ray_jobs.search", "--config", "quickstart.yaml", *sets, *more, cwd=self._folder, environment=where
-        )
+        arguments_ = ["--config", "quickstart.yaml", *sets, *more]
+        self.commands.append(Command("ray_jobs.search", *arguments_, cwd=self._folder, environment=where))
+        return self.commands[-1]
 
     def events(self, kind: str) -> list[dict[str, object]]:
         lines = self.journal.read_text().split("\n")[:-1] if self.journal.exists() else []
         return [event for event in map(json.loads, lines) if event["event"] == kind]
 
     def wait_for_epochs(self, command: Command, more: int) -> None:
-        """Waits until every trial has had so many further epochs."""
-
-        def counts() -> dict[object, int]:
-            trials = [event["trial"] for event in self.events("epoch")]
-            return {trial: trials.count(trial) for trial in trials}
-
-        before = counts()
-        command.until(
-            lambda: len(now := counts()) == 2 and all(now[t] >= before.get(t, 0) + more for t in now),
-            150, f"{more} epochs of both trials",
-        )  # fmt: skip
-        assert not self.events("ended"), "the test needs a search that goes on for longer"
+        """Waits until the search has had so many further epochs, whichever trial's."""
+        before = len(self.events("epoch"))
+        command.until(lambda: len(self.events("epoch")) >= before + more, 150, f"{more} epochs")
+        assert len(self.events("ended")) < 2, "the test needs a search that goes on for longer"
 
     def assert_nothing_is_missing(self) -> MlflowClient:
         client = names.connect(small_settings(self._folder, self.server.uri).tracking)
@@ -147,8 +142,11 @@ class World:
 
 
 @pytest.fixture
-def world(server: Server, ray_cluster: RayCluster, tmp_path: Path) -> World:
-    return World(server, ray_cluster, tmp_path)
+def world(server: Server, ray_cluster: RayCluster, tmp_path: Path) -> Iterator[World]:
+    made = World(server, ray_cluster, tmp_path)
+    yield made
+    for command in made.commands:
+        command.process.kill()  # after a test that failed; the others have ended
 
 
 def test_a_server_that_hangs_is_killed_and_comes_back_misses_nothing(world: World) -> None:
@@ -156,11 +154,11 @@ def test_a_server_that_hangs_is_killed_and_comes_back_misses_nothing(world: Worl
     command = world.command()
     world.wait_for_epochs(command, 1)
     world.server.send(signal.SIGSTOP)
-    world.wait_for_epochs(command, 6)  # training does not wait for it
+    world.wait_for_epochs(command, 12)  # training does not wait for it
     world.server.send(signal.SIGCONT)
     world.wait_for_epochs(command, 1)
     world.server.kill()
-    world.wait_for_epochs(command, 6)
+    world.wait_for_epochs(command, 12)
     world.server.start()
     assert command.finished(150) == ExitCode.OK, command.output
     assert command.output.count("results wait in the journal") == 1

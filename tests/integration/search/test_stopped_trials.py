@@ -63,13 +63,14 @@ def test_stopped_trials_give_their_processors_back(home: Path, monkeypatch: pyte
 
 def kill_the_first_that_is_placed() -> threading.Thread:
     """Kills, once, the process of Tune whose trial has the first place for its worker."""
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
 
     def watch() -> None:
         while not any(group["name"] and group["state"] == "CREATED" for group in placement_group_table().values()):
             threading.Event().wait(0.05)
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if "ray::ImplicitFunc" in " ".join(process.cmdline()):
+                if process.pid not in before and "ray::ImplicitFunc" in " ".join(process.cmdline()):
                     process.kill()
                     return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,39 @@ def test_a_proxy_that_answers_for_mlflow_while_it_is_away_loses_nothing(tracking
     assert children(client, tracker) == [("FINISHED", 3)]
 
 
+def test_an_empty_double_of_the_search_is_not_taken_for_it(tracking_uri: str, tmp_path: Path) -> None:
+    """A search whose end did not come to remove it goes on under the run that was kept alive."""
+    client, tracker = opened(tracking_uri, tmp_path, lambda name, call: call())
+    tracker.close(30)
+    parent = client.get_run(tracker.parent_run_id)
+    settings = small_settings(tmp_path, tracking_uri)
+    for place in range(3):  # one of which MLflow lists before the other
+        tags = {key: value for key, value in parent.data.tags.items() if key.startswith("trialgate.")}
+        client.create_run(parent.info.experiment_id, parent.info.start_time + place, tags, run_name="s")
+    client.set_tag(parent.info.run_id, names.HEARTBEAT, f"{float(parent.data.tags[names.HEARTBEAT]) + 10:.0f}")
+    client.set_terminated(parent.info.run_id, "KILLED")
+    again = start_parent_run(client, parent.info.experiment_id, "s", settings, {names.TEST_DIGEST: "a"}, resume=True)
+    assert again == parent.info.run_id
+
+
+def test_a_double_that_may_not_be_removed_fails_nothing(
+    tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fault(name: str, call: Callable[[], Any]) -> Any:
+        if name == "delete_run":
+            raise api_error(requests.HTTPError("403 Forbidden"))
+        return call()
+
+    client, tracker = opened(tracking_uri, tmp_path, fault)
+    one_trial(tracker)
+    tracker.close(30)
+    parent = client.get_run(tracker.parent_run_id)
+    tags = {names.KIND: names.KIND_TRIAL, names.SEARCH_NAME: "s"}
+    double = client.create_run(parent.info.experiment_id, tags=tags).info.run_id
+    tracker.remove_doubles()
+    assert f"run {double}, an empty double, cannot be removed" in caplog.text
+
+
 def test_what_mlflow_will_not_take_holds_nothing_else_up(tracking_uri: str, tmp_path: Path) -> None:
     def fault(name: str, call: Callable[[], Any]) -> Any:
         if name == "set_terminated":
@@ -117,13 +151,15 @@ def test_mlflow_that_takes_one_event_after_another_is_waited_for(tracking_uri: s
     slow = threading.Event()
 
     def fault(name: str, call: Callable[[], Any]) -> Any:
-        slow.wait(0.1)
+        slow.wait(0.25)
         return call()
 
     client, tracker = opened(tracking_uri, tmp_path, fault)
     for _ in range(6):
         one_trial(tracker)
-    tracker.close(stalled_s=1.0)
+    started = time.monotonic()
+    tracker.close(stalled_s=5)
+    assert time.monotonic() - started > 5, "all of it must take longer than one event may"
     assert children(client, tracker) == [("FINISHED", 3)]
 
 

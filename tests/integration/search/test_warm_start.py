@@ -12,7 +12,6 @@ from mlflow import MlflowClient
 from configs.loading import ConfigError
 from configs.schema import TrackingConfig
 from configs.search import SearchConfig
-from ray_jobs.command import StorageUnavailable
 from ray_jobs.plan import known_beforehand
 from ray_jobs.tracking import VALIDATION_DIGEST
 from ray_jobs.trial import OBJECTIVE
@@ -136,7 +135,7 @@ def test_a_search_that_goes_on_knows_what_it_began_with(world: World, tmp_path: 
     assert [trial.params for trial in again.trials] == [GOOD, GOOD], "to the last digit, and of the same type"
     assert [trial.distributions for trial in again.trials] == [trial.distributions for trial in before.trials]
     (tmp_path / "warm_start.json").unlink()
-    with pytest.raises(StorageUnavailable, match="earlier trials that the search began with cannot be read"):
+    with pytest.raises(ConfigError, match=r"warm_start\.json is missing"):
         known_beforehand(world.client, search, began)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import loading
-from configs.loading import ConfigError, baseline_settings, load_settings
+from configs.loading import ConfigError, baseline_settings, load_settings, stored_values
 from configs.schema import Settings
 
 
@@ -371,3 +371,12 @@ def test_a_baseline_that_makes_no_sense_is_refused(override: str, parts: list[st
 def test_an_unknown_baseline_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"no baseline 'lstm'.*avgnet, cnet, rnn, distilbert"):
         baseline_settings(_baselines(), "lstm")
+
+
+def test_settings_that_an_earlier_version_stored_are_read() -> None:
+    stored = Settings().model_dump(mode="json")
+    stored["search"]["time_budget_s"] = stored["search"].pop("time_budget")
+    assert Settings.model_validate(stored_values(stored, "settings.json")) == Settings()
+    stored["search"]["of_another_version"] = 1
+    with pytest.raises(ConfigError, match=r"settings\.json was written by another version.*of_another_version"):
+        stored_values(stored, "settings.json")

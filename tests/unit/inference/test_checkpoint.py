@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -302,3 +305,17 @@ def test_a_layer_less_in_the_config_than_in_the_weights_is_a_smaller_model(tmp_p
     assert checkpoint.sizes["layers"] == 1
     stock = transformers.DistilBertForSequenceClassification.from_pretrained(folder).eval()
     judge_logits(checkpoint, tokenizer, stock)
+
+
+def test_a_checkpoint_of_the_hub_whose_weights_are_not_in_the_cache(tmp_path: Path) -> None:
+    """Without a network: nothing is wrong with the repository, and pickle is not the reason."""
+    cached = tmp_path / "hub" / "models--someone--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("a" * 40)
+    snapshot = written(cached / "snapshots" / ("a" * 40))
+    (snapshot / "model.safetensors").unlink()
+    read = "from serve_app.inference.checkpoint import read_checkpoint; read_checkpoint('someone/model')"
+    offline = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run([sys.executable, "-c", read], env=offline, capture_output=True, text=True, timeout=120)
+    assert "CheckpointError: its weights are not in the cache, and the hub cannot be reached" in ended.stderr
+    assert "set HF_HOME" in ended.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import fsspec
 import optuna
 import pytest
 
@@ -174,3 +175,15 @@ def test_a_trial_that_is_tried_again_has_its_attempts_in_the_journal(tracker: Tr
     sent = {tag.key: tag.value for call in client.log_batch.call_args_list for tag in call.kwargs.get("tags", ())}
     assert sent["trialgate.retried_after"] == "ActorDiedError: gone"
     assert "trialgate.error" not in sent
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    disk.write_whole(str(tmp_path / "file"), "old")
+    disk.write_whole(f"file://{tmp_path}/file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        disk.write_whole(str(tmp_path / "folder"), "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"], "nothing half written stays"
+    disk.write_whole("memory://search/file", "text")
+    assert fsspec.filesystem("memory").cat("/search/file") == b"text"
