@@ -18,7 +18,7 @@ import fsspec
 from configs.loading import ConfigError
 from configs.schema import Settings
 from configs.search import SearchConfig
-from ray_jobs import disk, tracking
+from ray_jobs import disk, parent_run
 from ray_jobs.cluster import arithmetic, concurrent_trials, connected, living_nodes, local_resources, starts_locally
 from ray_jobs.command import StorageUnavailable, say
 from ray_jobs.data.prepare import Dataset, prepare
@@ -102,7 +102,7 @@ def check_name(storage: str, name: str, resume: str | None, settings: Settings) 
         raise ConfigError(f"search.name '{name}' is taken by an earlier search in {storage}: choose another name, or "
                           f"go on with that one by --resume {name}")  # fmt: skip
     if resume is not None:
-        now = tracking.without_credentials(settings)
+        now = parent_run.without_credentials(settings)
         changed = [section for section in _FIXED_SECTIONS if before.get(section) != now[section]]
         fixed = [key for key in _FIXED_SEARCH if before.get("search", {}).get(key) != now["search"][key]]
         if changed or fixed:

@@ -17,7 +17,7 @@ from configs.loading import ConfigError, load_settings, stored_values
 from configs.schema import Settings
 from ray_jobs.command import say
 from ray_jobs.data.prepare import Dataset
-from ray_jobs.tracking import TRAIN_DIGEST, VALIDATION_DIGEST, git_revision, without_credentials
+from ray_jobs.parent_run import TRAIN_DIGEST, VALIDATION_DIGEST, git_revision, without_credentials
 from serve_app import mlflow_client as names
 
 if TYPE_CHECKING:

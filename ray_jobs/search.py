@@ -23,7 +23,7 @@ from configs.loading import load_settings
 from configs.schema import Settings
 from configs.search import SearchConfig
 from gate.console import run_command
-from ray_jobs import disk, objectives, report, tracking, warm_start
+from ray_jobs import disk, objectives, parent_run, report, warm_start
 from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally, wait_for_room
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset
@@ -94,7 +94,7 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
         disk.check_room(storage, disk.needed_bytes(count_parameters(settings, data), settings.search, concurrent))
         prepare_storage(storage, settings, earlier)
         experiment_id = mlflow_client.ensure_experiment(client, settings.tracking.experiment)
-        for orphan in tracking.end_orphans(client, experiment_id):
+        for orphan in parent_run.end_orphans(client, experiment_id):
             say(f"run {orphan} had lost its process: ended as KILLED")
         tracker = open_tracker(client, experiment_id, settings, dataset, name, storage, resume=resume is not None)
         try:
@@ -126,7 +126,7 @@ def prepare_storage(storage: str, settings: Settings, earlier: EarlierTrials) ->
         filesystem, path = fsspec.core.url_to_fs(storage)
         filesystem.makedirs(path, exist_ok=True)
         warm_start.keep(storage, earlier)
-        disk.write_whole(f"{storage}/{SETTINGS_FILE}", json.dumps(tracking.without_credentials(settings), indent=2))
+        disk.write_whole(f"{storage}/{SETTINGS_FILE}", json.dumps(parent_run.without_credentials(settings), indent=2))
     except Exception as error:  # every store has exceptions of its own
         raise StorageUnavailable(f"search.storage {storage} cannot be written: {error}") from error
 
@@ -145,15 +145,15 @@ def open_tracker(
     shared = {
         mlflow_client.SEARCH_NAME: name,
         mlflow_client.TEST_DIGEST: dataset.test.digest,
-        mlflow_client.TEST_URI: tracking.freeze_test_split(client, experiment_id, dataset),
+        mlflow_client.TEST_URI: parent_run.freeze_test_split(client, experiment_id, dataset),
         mlflow_client.F1_DEFINITION: dataset.f1.key,
         mlflow_client.MODEL_NAME: settings.tracking.model_name,
-        tracking.TRAIN_DIGEST: dataset.train.digest,
-        tracking.VALIDATION_DIGEST: dataset.validation.digest,
-        "trialgate.git_revision": tracking.git_revision(),
+        parent_run.TRAIN_DIGEST: dataset.train.digest,
+        parent_run.VALIDATION_DIGEST: dataset.validation.digest,
+        "trialgate.git_revision": parent_run.git_revision(),
         "trialgate.seed": str(settings.training.seed),
     }
-    parent = tracking.start_parent_run(client, experiment_id, name, settings, shared, resume=resume)
+    parent = parent_run.start_parent_run(client, experiment_id, name, settings, shared, resume=resume)
     client.log_dict(parent, dataset.report.as_dict(), "data.json")
     tracker = Tracker(client, experiment_id, Journal(f"{storage}/journal.jsonl"), parent)
     tracker.start(shared)

@@ -15,7 +15,7 @@ from configs.search import Choice, Dimension, Int, SearchConfig, WarmStart
 from ray_jobs import disk
 from ray_jobs.command import StorageUnavailable
 from ray_jobs.objectives import GOALS
-from ray_jobs.tracking import VALIDATION_DIGEST
+from ray_jobs.parent_run import VALIDATION_DIGEST
 from ray_jobs.trial import OBJECTIVE
 from ray_jobs.tuning import distribution
 from serve_app import mlflow_client as names

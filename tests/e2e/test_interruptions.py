@@ -121,7 +121,7 @@ def test_resumed(home: Path, tmp_path: Path) -> None:
 def test_a_living_search_is_never_taken_for_an_orphan(home: Path, tmp_path: Path) -> None:
     command = started(home, tmp_path, "living")
     client, _ = statuses(home)
-    from ray_jobs.tracking import end_orphans
+    from ray_jobs.parent_run import end_orphans
 
     experiment = client.get_experiment_by_name("quickstart")
     assert experiment is not None

@@ -10,9 +10,10 @@ from mlflow import MlflowClient
 from configs.schema import Settings
 from ray_jobs.command import AllTrialsFailed
 from ray_jobs.journal import Journal
+from ray_jobs.parent_run import start_parent_run
 from ray_jobs.report import BEST
 from ray_jobs.search import abort, finish, prepare_storage
-from ray_jobs.tracking import Tracker, start_parent_run
+from ray_jobs.tracking import Tracker
 from ray_jobs.trial import OBJECTIVE
 from ray_jobs.warm_start import EarlierTrials
 from serve_app import mlflow_client as names

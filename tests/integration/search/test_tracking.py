@@ -15,7 +15,8 @@ from mlflow.exceptions import MlflowException
 
 from configs.schema import TrackingConfig
 from ray_jobs.journal import Journal
-from ray_jobs.tracking import Tracker, start_parent_run
+from ray_jobs.parent_run import start_parent_run
+from ray_jobs.tracking import Tracker
 from serve_app import mlflow_client as names
 from serve_app.mlflow_client import TrackingUnavailable
 from tests.integration.search.world import small_settings

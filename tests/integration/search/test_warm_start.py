@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from configs.loading import ConfigError
 from configs.schema import TrackingConfig
 from configs.search import SearchConfig
+from ray_jobs.parent_run import VALIDATION_DIGEST
 from ray_jobs.plan import known_beforehand
-from ray_jobs.tracking import VALIDATION_DIGEST
 from ray_jobs.trial import OBJECTIVE
 from ray_jobs.tuning import new_searcher
 from ray_jobs.warm_start import EarlierTrials, earlier_trials, keep

@@ -13,8 +13,8 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from configs.loading import ConfigError, load_settings
 from ray_jobs import rerun, search
+from ray_jobs.parent_run import TRAIN_DIGEST, VALIDATION_DIGEST, without_credentials
 from ray_jobs.rerun import EarlierRun, earlier_run
-from ray_jobs.tracking import TRAIN_DIGEST, VALIDATION_DIGEST, without_credentials
 from serve_app import mlflow_client as names
 
 SPACE = [
