@@ -9,9 +9,10 @@ The contenders take turns in one process, so that whatever else the machine does
 - defaults: ``transformers.Trainer`` as it comes (fp32, random order, every batch padded to its longest text).
 - best: the same with bf16, batches grouped by length, and the fused optimizer.
 
-All three take 32 texts per step, no warm-up and a linear decay to 0. What the Hugging Face Trainer would spend on
-checkpoints and progress bars is switched off. Time is that of training alone, without start-up and validation. The
-processor time is that of the whole process, so it hardly depends on what else runs on the machine.
+All three take 32 texts per step, no warm-up and a linear decay to 0; every round has another seed of the order and of
+dropout, so that the F1s show what is chance. What the Hugging Face Trainer would spend on checkpoints and progress bars
+is switched off. Time is that of training alone, without start-up and validation; the processor time is that of the
+whole process, so it hardly depends on what else runs on the machine.
 
 Below each table stands how much of the matrix rate our trainer reaches: the products of the model's layers and of its
 attention over the texts' real tokens (filler counts as waste), forward and twice that backward, against square bf16
@@ -88,10 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
-    everybody: dict[str, Callable[[Task], Result]] = {
-        "ours": lambda task: train_ours(task, options),
-        "defaults": lambda task: train_hugging_face(task, options, {}),
-        "best": lambda task: train_hugging_face(task, options, BEST),
+    everybody: dict[str, Callable[[Task, int], Result]] = {
+        "ours": lambda task, seed: train_ours(task, options, seed),
+        "defaults": lambda task, seed: train_hugging_face(task, options, seed, {}),
+        "best": lambda task, seed: train_hugging_face(task, options, seed, BEST),
     }
     contenders = {name: everybody[name] for name in options.contenders}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for turn in range(options.rounds):
             order = list(contenders) if turn % 2 == 0 else list(reversed(contenders))
             for name in order:
-                results[name].append(contenders[name](task))
+                results[name].append(contenders[name](task, options.seed + turn))
                 print(f"  {task.name}, {name}: {results[name][-1]}", file=sys.stderr)
         found[task.name] = results
         report(task, results, options.epochs)
@@ -157,11 +158,11 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     return [_task("short", texts, labels, options), _task("long", long, labels, options)]
 
 
-def train_ours(task: Task, options: argparse.Namespace) -> Result:
-    """Our trainer, measured in its epochs' own reports."""
+def train_ours(task: Task, options: argparse.Namespace, seed: int) -> Result:
+    """Our trainer, measured in its epochs' own reports; ``seed``: of the order of the texts and of dropout."""
     config = TrainingConfig(
         epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate, weight_decay=0.0,
-        warmup_ratio=0.0, max_batch_tokens=options.max_batch_tokens,
+        warmup_ratio=0.0, max_batch_tokens=options.max_batch_tokens, seed=seed,
     )  # fmt: skip
     trainer = Trainer(
         copy.deepcopy(task.model), task.train, task.validation, config, label_names=NAMES, f1=POSITIVE,
@@ -175,7 +176,7 @@ def train_ours(task: Task, options: argparse.Namespace) -> Result:
     return Result(seconds, busy * seconds / sum(report.seconds for report in reports), reports[-1].validation_f1)
 
 
-def train_hugging_face(task: Task, options: argparse.Namespace, settings: dict[str, Any]) -> Result:
+def train_hugging_face(task: Task, options: argparse.Namespace, seed: int, settings: dict[str, Any]) -> Result:
     """The Hugging Face Trainer with ``settings`` over its defaults."""
     model = DistilBertForSequenceClassification(DistilBertConfig(**task.model.config.as_stock()))
     model.set_attn_implementation("sdpa")
@@ -189,7 +190,8 @@ def train_hugging_face(task: Task, options: argparse.Namespace, settings: dict[s
             transformers.TrainingArguments(
                 folder, num_train_epochs=options.epochs, per_device_train_batch_size=options.batch_size,
                 learning_rate=options.learning_rate, use_cpu=not torch.cuda.is_available(), save_strategy="no",
-                report_to="none", disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), **settings,
+                report_to="none", disable_tqdm=True, seed=seed, dataloader_pin_memory=torch.cuda.is_available(),
+                **settings,
             ),
             train_dataset=_rows(task.train),
             data_collator=DataCollatorWithPadding(tokenizer),
@@ -279,7 +281,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="of our trainer (default: its own, %(default)s)")  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=5e-5, help="peak (default %(default)s)")
     parser.add_argument("--threads", type=int, help="intra-op threads (default: torch's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the weights, and of the first round (default %(default)s)"
+    )
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="default: all")
     parser.add_argument("--json", help="file for every single run")
     return parser.parse_args(arguments)
