@@ -38,6 +38,7 @@ def test_gp_with_latency(
     assert f"to the gate: trial {result.best.trial_id}: latency" in result.front
 
 
+@pytest.mark.slow
 def test_cmaes_repeated_by_its_run(
     ray_cluster: RayCluster,
     tracking_uri: str,
