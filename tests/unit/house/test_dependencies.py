@@ -23,6 +23,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-
 NOT_IMPORTED = {
     "cmaes": "Optuna's CmaEsSampler imports it",
     "scipy": "Optuna's GPSampler imports it",
+    "greenlet": "Optuna's GPSampler imports it",
     "optuna": "Ray Tune's OptunaSearch imports it",
 }
 
