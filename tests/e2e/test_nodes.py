@@ -16,6 +16,8 @@ from tests.integration.search.world import SMALL, arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
+NODE = {"num_cpus": 1, "object_store_memory": 100 * 1024**2}
+
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
@@ -31,28 +33,35 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
             made.shutdown()
 
 
-def test_a_search_waits_for_nodes_and_outlives_one(cluster: Cluster, tmp_path: Path) -> None:
+def searching(cluster: Cluster, folder: Path, **changes: str) -> Command:
+    """A search of two trials at a time on the cluster, which leaves its document in ``folder``."""
     values = SMALL | {
-        "home": str(tmp_path / "home"),
-        "search.name": "nodes",
+        "home": str(folder / "home"),
+        "search.name": "s",
         "search.trials": "2",
         "search.max_concurrent": "2",
         "search.scheduler": "none",
-        "search.cluster_wait_s": "300",
-        "training.epochs": "60",
-        "data.generator": "{texts: 1200, test_texts: 80}",
     }
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
     sets = [part for text in arguments(values) for part in ("--set", text)]
-    out = tmp_path / "result.json"
-    command = Command(
-        "ray_jobs.search", "--config", "quickstart.yaml", *sets, "--json-file", str(out),
-        cwd=tmp_path, environment={"RAY_ADDRESS": cluster.address},
-    )  # fmt: skip
+    out = ("--json-file", str(folder / "result.json"))
+    where = {"RAY_ADDRESS": cluster.address}
+    return Command("ray_jobs.search", "--config", "quickstart.yaml", *sets, *out, cwd=folder, environment=where)
+
+
+def trials(folder: Path) -> dict[str, int]:
+    """How the search's trials ended, counts."""
+    found: dict[str, int] = json.loads((folder / "result.json").read_text())["trials"]
+    return found
+
+
+def test_a_search_waits_for_nodes_and_outlives_one(cluster: Cluster, tmp_path: Path) -> None:
+    changes = {"training__epochs": "60", "data__generator": "{texts: 1200, test_texts: 80}"}
+    command = searching(cluster, tmp_path, search__cluster_wait_s="300", **changes)
     command.wait_for("waiting for the cluster to hold a trial", 120)
-    node = {"num_cpus": 1, "object_store_memory": 100 * 1024**2}
-    cluster.add_node(**node)
-    lost = cluster.add_node(**node)
-    journal = tmp_path / "home" / "searches" / "nodes" / "journal.jsonl"
+    cluster.add_node(**NODE)
+    lost = cluster.add_node(**NODE)
+    journal = tmp_path / "home" / "searches" / "s" / "journal.jsonl"
 
     def epochs() -> dict[str, list[int]]:
         events = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
@@ -65,37 +74,22 @@ def test_a_search_waits_for_nodes_and_outlives_one(cluster: Cluster, tmp_path: P
     command.until(lambda: len(epochs()) == 2, 200, "an epoch of both trials")
     cluster.remove_node(lost, allow_graceful=False)
     command.wait_for("goes on from its last epoch", 120)
-    cluster.add_node(**node)
+    cluster.add_node(**NODE)
     assert command.finished(300) == ExitCode.OK, command.output
-    assert json.loads(out.read_text())["trials"] == {"finished": 2, "stopped_early": 0, "failed": 0}
+    assert trials(tmp_path) == {"finished": 2, "stopped_early": 0, "failed": 0}
     assert list(epochs().values()) == [list(range(1, 61))] * 2
 
 
 def test_a_trial_on_a_node_without_memory_fails_for_that_reason(cluster: Cluster, tmp_path: Path) -> None:
-    values = SMALL | {
-        "home": str(tmp_path / "home"),
-        "search.name": "memory",
-        "search.trials": "2",
-        "search.max_concurrent": "2",
-        "search.max_failures": "0",
-        "search.scheduler": "none",
-        "training.epochs": "1",
-    }
-    node = {"num_cpus": 1, "object_store_memory": 100 * 1024**2}
-    cluster.add_node(**node)
+    cluster.add_node(**NODE)
     # Ray kills what works on this one, because more than this share of the machine's memory is always in use.
-    cluster.add_node(**node, env_vars={"RAY_memory_usage_threshold": "0.001"})
+    cluster.add_node(**NODE, env_vars={"RAY_memory_usage_threshold": "0.001"})
     cluster.wait_for_nodes()
-    sets = [part for text in arguments(values) for part in ("--set", text)]
-    out = tmp_path / "result.json"
-    command = Command(
-        "ray_jobs.search", "--config", "quickstart.yaml", *sets, "--json-file", str(out),
-        cwd=tmp_path, environment={"RAY_ADDRESS": cluster.address},
-    )  # fmt: skip
+    command = searching(cluster, tmp_path, search__max_failures="0", training__epochs="1")
     assert command.finished(300) == ExitCode.OK, command.output
-    assert json.loads(out.read_text())["trials"] == {"finished": 1, "stopped_early": 0, "failed": 1}
+    assert trials(tmp_path) == {"finished": 1, "stopped_early": 0, "failed": 1}
     (told,) = [line for line in command.output.splitlines() if ": failed: " in line]
     assert "1 worker(s) were killed due to the node running low on memory. Memory on the node" in told
     assert "Traceback" not in command.output
-    (whole,) = tmp_path.glob("home/searches/memory/tune-*/*/error.txt")
+    (whole,) = tmp_path.glob("home/searches/s/tune-*/*/error.txt")
     assert "ray_jobs/trial.py" in whole.read_text()
