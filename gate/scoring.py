@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gate.pictures import confusion_figure, precision_recall_figure
-from serve_app.inference.digests import split_digest
+from serve_app.inference.digests import SLICE_PREFIX, split_digest
 from serve_app.inference.engine import Engine
 from serve_app.inference.metrics import F1Definition, classification_scores
 from serve_app.mlflow_client import is_unreachable
@@ -109,7 +109,10 @@ class Score(BaseModel):
 
 @dataclass(frozen=True)
 class TestSplit:
-    """A frozen test split in the order of its ids. ``labels``: int64 [texts], ids into ``label_names``."""
+    """A frozen test split in the order of its ids. ``labels``: int64 [texts], ids into ``label_names``.
+
+    ``slices``: for each slice column of the data its value for every text.
+    """
 
     __test__ = False  # its name makes pytest look
 
@@ -117,6 +120,7 @@ class TestSplit:
     labels: np.ndarray
     label_names: tuple[str, ...]
     digest: str
+    slices: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_test_split(path: Path, expected_digest: str | None) -> TestSplit:
@@ -127,8 +131,13 @@ def read_test_split(path: Path, expected_digest: str | None) -> TestSplit:
         names = tuple(str(name) for name in description["labels"])
         ids, texts = table.column("id").to_pylist(), table.column("text").to_pylist()
         labels = np.asarray(table.column("label").to_pylist(), dtype=np.int64)
-        found = split_digest(ids, texts, labels, names)
-    except (OSError, KeyError, IndexError, TypeError, ValueError, pyarrow.ArrowException) as error:
+        slices = {
+            column.removeprefix(SLICE_PREFIX): table.column(column).to_pylist()
+            for column in table.column_names
+            if column.startswith(SLICE_PREFIX)
+        }
+        found = split_digest(ids, texts, labels, names, slices)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, pyarrow.ArrowException) as error:
         raise ScoringError(f"the frozen test split cannot be read: {error!r}") from error
     frozen = {"recorded in the file": description.get("digest"), "recorded on the run": expected_digest}
     for where, digest in frozen.items():
@@ -138,7 +147,8 @@ def read_test_split(path: Path, expected_digest: str | None) -> TestSplit:
                 f"{where} is {digest[:12]}; run the search again"
             )
     order = sorted(range(len(ids)), key=lambda row: (ids[row], texts[row]))
-    return TestSplit([texts[row] for row in order], labels[order], names, found)
+    ordered = {column: [values[row] for row in order] for column, values in slices.items()}
+    return TestSplit([texts[row] for row in order], labels[order], names, found, ordered)
 
 
 def score_model(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+# Before the name of a slice column in the file of a frozen split.
+SLICE_PREFIX = "slice:"
 _DIGEST_VERSION = b"trialgate-split-1"
 
 
@@ -14,17 +16,28 @@ def content_id(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def split_digest(ids: Sequence[str], texts: Sequence[str], labels: Iterable[int], label_names: Sequence[str]) -> str:
+def split_digest(
+    ids: Sequence[str],
+    texts: Sequence[str],
+    labels: Iterable[int],
+    label_names: Sequence[str],
+    slices: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """SHA-256 (64 hex characters) of a split's content, the same for every order of its rows.
 
-    Changes exactly when a row's id, text or label name changes, or the set of classes or their order does.
+    Changes exactly when a row's id, text, label name or value of a slice column changes, or the set of classes or
+    their order does. ``slices``: name of a column to its value for each row; their order does not matter.
     """
+    columns = sorted(slices or {})
+    values = zip(*((slices or {})[column] for column in columns), strict=True) if columns else [()] * len(ids)
     rows = sorted(
-        hashlib.sha256(_framed(row_id, text, label_names[label])).digest()
-        for row_id, text, label in zip(ids, texts, (int(label) for label in labels), strict=True)
+        hashlib.sha256(_framed(row_id, text, label_names[label], *of_row)).digest()
+        for row_id, text, label, of_row in zip(ids, texts, (int(label) for label in labels), values, strict=True)
     )
     whole = hashlib.sha256(_DIGEST_VERSION)
     whole.update(_framed(*label_names))
+    if columns:  # a split without any keeps the digest that it had before there were slices
+        whole.update(hashlib.sha256(_framed(*columns)).digest())
     for row in rows:
         whole.update(row)
     return whole.hexdigest()

@@ -23,14 +23,14 @@ LABELS = [1, 0, 1, 0, 1]  # the last one is wrong for the rule model
 NAMES = ("negative", "positive")
 
 
-def _write(path: Path, order: list[int], digest: str | None = None, names: tuple[str, ...] = NAMES) -> str:
+def _write(path: Path, order: list[int], digest: str | None = None, slices: dict[str, list[str]] | None = None) -> str:
     ids, texts, labels = ([content_id(TEXTS[i]) for i in order], [TEXTS[i] for i in order], [LABELS[i] for i in order])
-    true = split_digest(ids, texts, labels, names)
-    metadata = {b"trialgate": json.dumps({"digest": digest or true, "labels": names}).encode()}
-    table = pa.table({"id": ids, "text": texts, "label": pa.array(labels, pa.int32())}).replace_schema_metadata(
-        metadata
-    )
-    pq.write_table(table, path)
+    ordered = {column: [values[i] for i in order] for column, values in (slices or {}).items()}
+    true = split_digest(ids, texts, labels, NAMES, ordered)
+    metadata = {b"trialgate": json.dumps({"digest": digest or true, "labels": NAMES}).encode()}
+    columns = {"id": ids, "text": texts, "label": pa.array(labels, pa.int32())}
+    columns |= {f"slice:{column}": values for column, values in ordered.items()}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
     return true
 
 
@@ -56,6 +56,21 @@ def test_split_is_read_in_one_order_whatever_the_file_has(tmp_path: Path) -> Non
     assert first.texts == second.texts
     assert first.labels.tolist() == second.labels.tolist()
     assert first.digest == second.digest
+
+
+def test_slices_are_read_with_their_texts(tmp_path: Path) -> None:
+    path = tmp_path / "test.parquet"
+    lengths = {"words": [str(len(text.split())) for text in TEXTS], "first": [text.split()[0] for text in TEXTS]}
+    digest = _write(path, [3, 1, 4, 0, 2], slices=lengths)
+    split = read_test_split(path, digest)
+    assert split.slices == {
+        "words": [str(len(text.split())) for text in split.texts],
+        "first": [text.split()[0] for text in split.texts],
+    }
+    _write(path, [3, 1, 4, 0, 2], digest=digest, slices=lengths | {"first": ["the"] * 5})
+    with pytest.raises(ScoringError, match="was changed"):
+        read_test_split(path, digest)
+    assert read_test_split(path, _write(path, [0, 1, 2, 3, 4])).slices == {}
 
 
 @pytest.mark.parametrize("where", ["file", "run"])

@@ -74,5 +74,23 @@ def test_split_digest_follows_content_not_order() -> None:
     assert len({digest, *others}) == 7
 
 
+def test_slices_are_part_of_the_digest_and_none_leave_it_as_it_was() -> None:
+    split = (["1", "2"], ["a", "b"], [0, 1], ["n", "p"])
+    without = split_digest(*split)
+    assert without == "6ba25edbbe60560652bbf76be10d6f6d5d278366c914a7a6f0c4783bb037c2b7"
+    assert without == split_digest(*split, {})
+    two = {"x": ["1", "2"], "y": ["3", "4"]}
+    assert split_digest(*split, two) == split_digest(*split, dict(reversed(two.items())))
+    others = [
+        split_digest(*split, {"x": ["1", "2"]}),
+        split_digest(*split, {"z": ["1", "2"]}),
+        split_digest(*split, {"x": ["1", "3"]}),
+        split_digest(*split, two),
+        split_digest(*split, {"x": ["3", "4"], "y": ["1", "2"]}),
+        split_digest(["1", "2"], ["a", "b"], [0, 1], ["n", "p", "x"]),
+    ]
+    assert len({without, *others}) == 7
+
+
 def test_content_id_is_stable() -> None:
     assert content_id("abc") == "ba7816bf8f01cfea414140de5dae2223"
