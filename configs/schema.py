@@ -31,6 +31,36 @@ class GateConfig(Section):
     minimum_f1: float = Field(
         0.85, ge=0.0, le=1.0, description="F1 that a candidate needs while there is no production model yet."
     )
+    require_significant: bool = Field(
+        False,
+        description="Block a candidate whose F1 is not significantly above production's: the 95 % interval of the "
+        "difference must lie above 0.",
+    )
+    max_slice_regression: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Most that the F1 of any slice of 50 texts or more may fall below production's; default: no limit.",
+    )
+    min_class_f1: float | None = Field(
+        None, ge=0.0, le=1.0, description="F1 that every single class needs; default: no limit."
+    )
+    max_ece: float | None = Field(
+        None, ge=0.0, le=1.0, description="Largest expected calibration error of the candidate; default: no limit."
+    )
+    max_latency_ratio: float | None = Field(
+        None,
+        gt=0.0,
+        le=1000.0,
+        description="Most times production's median latency for one text that the candidate may take, both measured "
+        "just before the decision; default: no limit.",
+    )
+    min_agreement: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Smallest share of test texts that candidate and production must predict alike; default: no limit.",
+    )
 
 
 class TrackingConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -44,6 +45,7 @@ class Candidate:
     f1_definition: str | None
     version: ModelVersion | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    config_digest: str | None = None
 
     @property
     def what(self) -> str:
@@ -99,6 +101,7 @@ def _from_trial(client: MlflowClient, trial: Run, parent: Run | None, version: M
     if parent is None and parent_id:
         parent = find_run(client, parent_id)
     inherited = {**(parent.data.tags if parent else {}), **tags}
+    settings, config_digest = _search_settings(client, parent)
     return Candidate(
         run_id=trial.info.run_id,
         parent_run_id=parent_id,
@@ -108,7 +111,8 @@ def _from_trial(client: MlflowClient, trial: Run, parent: Run | None, version: M
         test_digest=inherited.get(names.TEST_DIGEST),
         f1_definition=inherited.get(names.F1_DEFINITION),
         version=version,
-        settings=_search_settings(client, parent),
+        settings=settings,
+        config_digest=config_digest,
     )
 
 
@@ -133,27 +137,30 @@ def _of_version(client: MlflowClient, model_name: str, version: str) -> Candidat
     )
 
 
-def _search_settings(client: MlflowClient, parent: Run | None) -> dict[str, Any]:
-    """The sections of the search's settings that a gate goes by; nothing if the search keeps none."""
+def _search_settings(client: MlflowClient, parent: Run | None) -> tuple[dict[str, Any], str | None]:
+    """The sections of the search's settings that a gate goes by, and the digest of all of them; nothing if the search
+    keeps none."""
     if parent is None:
-        return {}
+        return {}, None
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory(prefix="trialgate-settings-") as folder:
         try:
             path = client.download_artifacts(parent.info.run_id, names.SETTINGS_FILE, folder)
-            dump = json.loads(Path(path).read_text(encoding="utf-8"))
-            return {
+            content = Path(path).read_bytes()
+            dump = json.loads(content)
+            sections = {
                 "gate": dump["gate"],
                 "serving": {"precision": dump["serving"]["precision"]},
                 "tracking": {"model_name": dump["tracking"]["model_name"]},
             }
+            return sections, hashlib.sha256(content).hexdigest()
         except (OSError, MlflowException, ValueError, KeyError, TypeError) as error:
             if is_unreachable(error):
                 raise
             logger.warning("the settings of search %s cannot be read, so the defaults apply: %s", parent.info.run_id,
                            error)  # fmt: skip
-            return {}
+            return {}, None
 
 
 def fetch_model(client: MlflowClient, candidate: Candidate, into: Path) -> Path:

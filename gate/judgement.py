@@ -20,8 +20,14 @@ from gate.candidates import (
     fetch_version,
     same_weights,
 )
-from gate.decision import NOT_ROLLED_BACK, RULE, Check, Decision, conclude, decide
-from gate.scoring import Score, ScoreStore, ScoringError, TestSplit, read_test_split, score_model
+from gate.comparison import Comparison, compare
+from gate.decision import Decision
+from gate.policy import Evidence, judge_evidence
+from gate.rule import NOT_ROLLED_BACK, Check
+from gate.score_store import ScoreStore
+from gate.scoring import Scored, ScoringError, TestSplit, read_test_split, score_model
+from gate.slices import slices_of
+from gate.speed import measure_speed
 from serve_app import mlflow_client as names
 from serve_app.inference.metrics import F1Definition
 from serve_app.mlflow_client import PRODUCTION
@@ -37,12 +43,20 @@ WAYS_OUT = "go back (python -m gate rollback), use another tracking.model_name, 
 
 @dataclass
 class Judgement:
-    """A decision that is not carried out yet. ``version``: the registered one with the candidate's weights, if any."""
+    """A decision that is not carried out yet. ``version``: the registered one with the candidate's weights, if any;
+    ``folder``: the candidate's saved model; None when it has no score."""
 
     decision: Decision
     folder: Path | None
     version: ModelVersion | None
-    score: Score | None
+
+
+@dataclass(frozen=True)
+class ScoredFolder:
+    """A scored model and the saved-model folder that it was read from."""
+
+    scored: Scored
+    folder: Path
 
 
 def judge(
@@ -54,52 +68,50 @@ def judge(
     *,
     force: bool,
 ) -> Judgement:
-    """Scores both sides and applies rule and checks."""
-    name, minimum = settings.tracking.model_name, settings.gate.minimum_f1
+    """Gathers the evidence about both sides and applies rule and policy to it."""
+    name = settings.tracking.model_name
     production = registry.aliased(client, name, PRODUCTION)
-    checks: list[Check] = []
-    model_folder, split, score = _score_candidate(client, candidate, settings, folder, checks)
-    baseline = None
-    if production is not None and split is not None and score is not None:
-        baseline = _score_production(client, production, settings, split, score, folder, checks)
-    verdict = decide(score.f1 if score else None, baseline.f1 if baseline else None, production is not None, minimum)
-    if all(check.passed for check in checks):
-        checks.append(Check(name=RULE, passed=verdict.passed, message=verdict.reason))
-    else:  # what keeps the rule from being applied is the message, not that an F1 is missing
-        checks.append(Check(name=RULE, passed=False, message=f"the rule cannot be applied: {verdict.reason}"))
+    facts: list[Check] = []
+    new, split = _score_candidate(client, candidate, settings, folder, facts)
+    old = None
+    if production is not None and split is not None and new is not None:
+        old = _score_production(client, production, settings, split, new.scored, folder, facts)
     version = candidate.version
-    if version is None and score is not None:
-        unusable = str(production.version) if production is not None and baseline is None else None
-        version = _reusable(client, name, score.key.weights_digest, unusable, folder)
-    checks.append(_not_rolled_back(version))
-    outcome, reason = conclude(checks, force=force)
+    if version is None and new is not None:
+        unusable = str(production.version) if production is not None and old is None else None
+        version = _reusable(client, name, new.scored.score.key.weights_digest, unusable, folder)
+    facts.append(_not_rolled_back(version))
+    evidence = _evidence(new, old, split, production_exists=production is not None, facts=facts)
+    conclusion = judge_evidence(evidence, settings.gate, force=force)
     passed_as: Literal["would_promote", "promoted"] = "would_promote" if action == "check" else "promoted"
     current = str(production.version) if production else None
     decision = Decision(
-        decision="forced" if outcome == "forced" else "blocked" if outcome == "blocked" else passed_as,
-        reason=reason,
+        decision=passed_as if conclusion.outcome == "pass" else conclusion.outcome,
+        reason=conclusion.reason,
         action=action,
         model_name=name,
         run_id=candidate.run_id,
         parent_run_id=candidate.parent_run_id,
-        f1=score.f1 if score else None,
-        baseline_f1=baseline.f1 if baseline else None,
-        minimum_f1=minimum,
+        f1=evidence.candidate.f1 if evidence.candidate else None,
+        baseline_f1=evidence.production.f1 if evidence.production else None,
+        minimum_f1=settings.gate.minimum_f1,
         model_version=str(version.version) if version else None,
         baseline_version=current,
         production_version=current,
         test_digest=split.digest if split else candidate.test_digest,
-        checks=checks,
-        candidate_score=score.model_dump(mode="json") if score else None,
-        baseline_score=baseline.model_dump(mode="json") if baseline else None,
+        config_digest=candidate.config_digest,
+        policy=settings.gate,
+        evidence=evidence,
+        checks=conclusion.checks,
+        force=force,
     )
-    return Judgement(decision, model_folder, version, score)
+    return Judgement(decision, new.folder if new else None, version)
 
 
 def score_candidate(
     client: MlflowClient, candidate: Candidate, precision: str, folder: Path
-) -> tuple[Path, TestSplit, Score]:
-    """The candidate's saved model (copied below ``folder``), its frozen test split, and its score, which is stored.
+) -> tuple[ScoredFolder, TestSplit]:
+    """The candidate's saved model (copied below ``folder``) with its score, which is stored, on its frozen test split.
 
     Raises ScoringError for whatever keeps it from having a score.
     """
@@ -107,25 +119,23 @@ def score_candidate(
     model = fetch_model(client, candidate, folder / "candidate")
     split = read_test_split(fetch_test_split(client, candidate, folder), candidate.test_digest)
     definition = F1Definition.from_key(candidate.f1_definition) if candidate.f1_definition else None
-    score, probabilities = score_model(
-        model, split, precision=precision, find=store.find, definition=definition, what=candidate.what
-    )
-    if probabilities is not None:
-        store.show(score, split.labels, probabilities)
-        store.keep(score)
-    return model, split, score
+    scored = score_model(model, split, precision=precision, find=store.find, definition=definition, what=candidate.what)
+    if scored.new:
+        store.show(scored.score, split.labels, scored.probabilities)
+        store.keep(scored.score, split, scored.probabilities)
+    return ScoredFolder(scored, model), split
 
 
 def _score_candidate(
-    client: MlflowClient, candidate: Candidate, settings: Settings, folder: Path, checks: list[Check]
-) -> tuple[Path | None, TestSplit | None, Score | None]:
+    client: MlflowClient, candidate: Candidate, settings: Settings, folder: Path, facts: list[Check]
+) -> tuple[ScoredFolder | None, TestSplit | None]:
     try:
-        model, split, score = score_candidate(client, candidate, settings.serving.precision, folder)
+        found, split = score_candidate(client, candidate, settings.serving.precision, folder)
     except ScoringError as error:
-        checks.append(Check(name="candidate_score", passed=False, message=str(error), overridable=False))
-        return None, None, None
-    checks.append(Check(name="candidate_score", passed=True, message=f"F1 {score.f1:.4f} on {score.texts} texts"))
-    return model, split, score
+        facts.append(Check(name="candidate_score", passed=False, message=str(error), overridable=False))
+        return None, None
+    facts.append(_scored_fact("candidate_score", found.scored))
+    return found, split
 
 
 def _score_production(
@@ -133,30 +143,71 @@ def _score_production(
     production: ModelVersion,
     settings: Settings,
     split: TestSplit,
-    candidate: Score,
+    candidate: Scored,
     folder: Path,
-    checks: list[Check],
-) -> Score | None:
-    """Production's score on the candidate's split, under the candidate's definition of F1."""
+    facts: list[Check],
+) -> ScoredFolder | None:
+    """Production with its score on the candidate's split, under the candidate's definition of F1."""
     store = ScoreStore(client, active_run_id(client, production.run_id))
     try:
         model = fetch_version(client, production, folder / "production")
-        score, probabilities = score_model(
+        scored = score_model(
             model,
             split,
             precision=settings.serving.precision,
             find=store.find,
-            definition=F1Definition.from_key(candidate.key.f1_definition),
+            definition=F1Definition.from_key(candidate.score.key.f1_definition),
             what=f"production (version {production.version})",
         )
     except ScoringError as error:
         message = f"production cannot be scored on the candidate's test split: {error}. Ways out: {WAYS_OUT}"
-        checks.append(Check(name="production_score", passed=False, message=message))
+        facts.append(Check(name="production_score", passed=False, message=message))
         return None
-    if probabilities is not None:
-        store.keep(score)
-    checks.append(Check(name="production_score", passed=True, message=f"F1 {score.f1:.4f} on {score.texts} texts"))
-    return score
+    if scored.new:
+        store.keep(scored.score, split, scored.probabilities)
+    facts.append(_scored_fact("production_score", scored))
+    return ScoredFolder(scored, model)
+
+
+def _scored_fact(name: str, scored: Scored) -> Check:
+    score = scored.score
+    message = f"F1 {score.intervals['f1']} on {score.texts} texts"
+    return Check(name=name, passed=True, message=message, value=score.f1)
+
+
+def _evidence(
+    new: ScoredFolder | None,
+    old: ScoredFolder | None,
+    split: TestSplit | None,
+    *,
+    production_exists: bool,
+    facts: list[Check],
+) -> Evidence:
+    if new is None or split is None:
+        return Evidence(production_exists=production_exists, facts=facts)
+    both = [new] if old is None else [new, old]
+    speeds = measure_speed([(each.scored.engine, each.folder) for each in both], split.texts)
+    return Evidence(
+        production_exists=production_exists,
+        candidate=new.scored.score,
+        production=old.scored.score if old else None,
+        comparison=_compared(new.scored, old.scored, split) if old else None,
+        candidate_speed=speeds[0],
+        production_speed=speeds[1] if old else None,
+        facts=facts,
+    )
+
+
+def _compared(candidate: Scored, production: Scored, split: TestSplit) -> Comparison:
+    return compare(
+        split.ids,
+        split.labels,
+        production.probabilities,
+        candidate.probabilities,
+        label_names=split.label_names,
+        definition=candidate.engine.info.f1,
+        slices=slices_of(split.texts, split.slices),
+    )
 
 
 def _reusable(client: MlflowClient, name: str, digest: str, unusable: str | None, folder: Path) -> ModelVersion | None:

@@ -1,4 +1,4 @@
-"""The two pictures of a score: confusion matrix and precision-recall curve. No pyplot, so no global state."""
+"""The pictures of a score: confusion matrix, precision-recall and reliability curves. No pyplot: no global state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from gate.statistics import Bin
 
 _MOST_NAMES = 30  # more class names than this cannot be read in a picture
 
@@ -48,6 +50,22 @@ def precision_recall_figure(
         legend = axes.legend(loc="lower left")
         for text in legend.get_texts():
             text.set_parse_math(False)
+    axes.grid(visible=True, alpha=0.3)
+    return figure
+
+
+def reliability_figure(bins: Sequence[Bin], title: str) -> Figure:
+    """Accuracy against confidence; on the diagonal a model is calibrated. Points grow with the number of texts."""
+    figure = Figure(figsize=(6.0, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
+    confidence, accuracy = [each.confidence for each in bins], [each.accuracy for each in bins]
+    total = sum(each.texts for each in bins)
+    axes.scatter(confidence, accuracy, s=[20 + 400 * each.texts / total for each in bins], alpha=0.8)
+    axes.plot(confidence, accuracy, linewidth=1, alpha=0.5)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
+    axes.legend(loc="upper left")
     axes.grid(visible=True, alpha=0.3)
     return figure
 

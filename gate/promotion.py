@@ -235,7 +235,9 @@ def _refuse_if_moved(client: MlflowClient, decision: Decision) -> None:
 
 def _register(client: MlflowClient, decision: Decision, candidate: Candidate, judged: Judgement) -> Decision:
     assert judged.folder is not None
-    assert judged.score is not None
+    assert decision.evidence is not None
+    score = decision.evidence.candidate
+    assert score is not None
     assert candidate.run_id is not None
     assert candidate.experiment_id is not None
     assert decision.decision_id is not None
@@ -247,11 +249,11 @@ def _register(client: MlflowClient, decision: Decision, candidate: Candidate, ju
         experiment_id=candidate.experiment_id,
         decision_id=decision.decision_id,
         tags={
-            names.VERSION_F1: repr(judged.score.f1),
-            names.F1_DEFINITION: judged.score.key.f1_definition,
-            names.TEST_DIGEST: judged.score.key.test_digest,
+            names.VERSION_F1: repr(score.f1),
+            names.F1_DEFINITION: score.key.f1_definition,
+            names.TEST_DIGEST: score.key.test_digest,
             names.TEST_URI: candidate.test_uri or "",
-            names.WEIGHTS_DIGEST: judged.score.key.weights_digest,
+            names.WEIGHTS_DIGEST: score.key.weights_digest,
         },
     )
     return decision.model_copy(update={"model_version": str(version.version)})

@@ -6,34 +6,26 @@ alone. A score is stored with everything that it depends on (``ScoreKey``) and r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gate.pictures import confusion_figure, precision_recall_figure
+from gate.evaluation import Score, ScoreKey, evaluate
+from gate.slices import slices_of
 from serve_app.inference.digests import SLICE_PREFIX, split_digest
 from serve_app.inference.engine import Engine
-from serve_app.inference.metrics import F1Definition, classification_scores
-from serve_app.mlflow_client import is_unreachable
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from serve_app.inference.metrics import F1Definition
 
 logger = logging.getLogger(__name__)
 
 # Raise it whenever a change here or in the engine can change a score: stored ones are then computed again.
-SCORING_VERSION = "3"
+SCORING_VERSION = "4"
 # Fixed, whatever serving uses: another composition of batches may move a probability in its last bits.
 _MAX_BATCH_TOKENS, _MAX_BATCH_TEXTS = 16_384, 64
 # Formats that run code when they are opened, or are code. Nothing like it gets into the registry.
@@ -45,68 +37,6 @@ class ScoringError(ValueError):
     """A score that cannot be computed; the message says what was found, expected, and the fix."""
 
 
-class ScoreKey(BaseModel):
-    """Everything that a score depends on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    test_digest: str
-    weights_digest: str
-    scoring_version: str
-    precision: str
-    device_type: str
-    f1_definition: str
-
-    @property
-    def file(self) -> str:
-        """Where a run keeps the score with this key."""
-        content = json.dumps(self.model_dump(), sort_keys=True).encode()
-        return f"scores/{hashlib.sha256(content).hexdigest()[:32]}.json"
-
-
-class ClassScore(BaseModel):
-    """Scores of one class, 0 to 1; ``support``: texts that truly are of the class."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
-class Score(BaseModel):
-    """One model on one test split. ``confusion``: rows are true classes; ``log_loss``: nats per text."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    key: ScoreKey
-    labels: list[str]
-    f1: float
-    accuracy: float
-    log_loss: float
-    per_class: dict[str, ClassScore]
-    confusion: list[list[int]]
-    texts: int
-    texts_per_second: float
-
-    def metrics(self) -> dict[str, float]:
-        """The numbers under the names that they have on the candidate's run."""
-        values = {
-            "test_f1": self.f1,
-            "test_accuracy": self.accuracy,
-            "test_log_loss": self.log_loss,
-            "test_texts": float(self.texts),
-            "test_texts_per_second": self.texts_per_second,
-        }
-        for place, (name, scores) in enumerate(self.per_class.items()):
-            # MLflow takes few characters in a metric's name, and class names may be anything.
-            safe = re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:100].strip() or str(place)
-            values[f"test_precision_{safe}"] = scores.precision
-            values[f"test_recall_{safe}"] = scores.recall
-        return values
-
-
 @dataclass(frozen=True)
 class TestSplit:
     """A frozen test split in the order of its ids. ``labels``: int64 [texts], ids into ``label_names``.
@@ -116,6 +46,7 @@ class TestSplit:
 
     __test__ = False  # its name makes pytest look
 
+    ids: list[str]
     texts: list[str]
     labels: np.ndarray
     label_names: tuple[str, ...]
@@ -148,7 +79,18 @@ def read_test_split(path: Path, expected_digest: str | None) -> TestSplit:
             )
     order = sorted(range(len(ids)), key=lambda row: (ids[row], texts[row]))
     ordered = {column: [values[row] for row in order] for column, values in slices.items()}
-    return TestSplit([texts[row] for row in order], labels[order], names, found, ordered)
+    return TestSplit([ids[row] for row in order], [texts[row] for row in order], labels[order], names, found, ordered)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A loaded model with its score and the probabilities [texts, classes] that it is made of, in the order of the
+    split. ``new``: whether they were computed just now."""
+
+    score: Score
+    probabilities: np.ndarray
+    engine: Engine
+    new: bool
 
 
 def score_model(
@@ -156,11 +98,11 @@ def score_model(
     split: TestSplit,
     *,
     precision: str,
-    find: Callable[[ScoreKey], Score | None],
+    find: Callable[[ScoreKey, TestSplit], tuple[Score, np.ndarray] | None],
     definition: F1Definition | None = None,
     what: str = "the model",
-) -> tuple[Score, np.ndarray | None]:
-    """The score of the saved model in ``folder``, and its probabilities [texts, classes] unless ``find`` knew it.
+) -> Scored:
+    """The saved model in ``folder`` and its score, computed unless ``find`` knows it.
 
     The folder is loaded and checked either way. ``definition``: the F1 that the score is compared under; a model with
     another one is refused. Raises ScoringError for whatever keeps this model from having a score.
@@ -183,13 +125,13 @@ def score_model(
         device_type=engine.device_type,
         f1_definition=engine.info.f1.key,
     )
-    stored = find(key)
+    stored = find(key, split)
     if stored is not None:
-        logger.info("%s: stored score reused, F1 %.4f", what, stored.f1)
-        return stored, None
+        logger.info("%s: stored score reused, F1 %.4f", what, stored[0].f1)
+        return Scored(*stored, engine, new=False)
     logger.info("%s: scoring %d texts in %s on %s (%s)", what, len(split.texts), engine.precision, engine.device_type,
                 engine.precision_reason)  # fmt: skip
-    return _compute(engine, split, key, what)
+    return Scored(*_compute(engine, split, key, what), engine, new=True)
 
 
 def _load(folder: Path, precision: str, what: str) -> Engine:
@@ -214,9 +156,16 @@ def _compute(engine: Engine, split: TestSplit, key: ScoreKey, what: str) -> tupl
     # The split's classes may stand in another order than the model's: the name decides.
     probabilities = probabilities[:, [engine.labels.index(name) for name in split.label_names]]
     try:
-        scores = classification_scores(split.labels, probabilities, split.label_names, engine.info.f1)
-        score = Score(key=key, labels=list(split.label_names), texts=len(split.texts),
-                      texts_per_second=len(split.texts) / max(seconds, 1e-9), **scores)  # fmt: skip
+        score = evaluate(
+            split.labels,
+            probabilities,
+            label_names=list(split.label_names),
+            definition=engine.info.f1,
+            slices=slices_of(split.texts, split.slices),
+            key=key,
+            temperature=engine.info.temperature,
+            texts_per_second=len(split.texts) / max(seconds, 1e-9),
+        )
     except ValueError as error:
         raise ScoringError(f"{what} cannot be scored: {error}") from error
     return score, probabilities
@@ -233,59 +182,3 @@ def _reporter(total: int, what: str) -> Callable[[int], None]:
             logger.info("%s: scored %d of %d texts", what, done, total)
 
     return report
-
-
-class ScoreStore:
-    """The scores that a run keeps. ``run_id`` None: nothing is found and nothing kept."""
-
-    def __init__(self, client: MlflowClient, run_id: str | None) -> None:
-        self._client, self._run_id = client, run_id
-
-    def find(self, key: ScoreKey) -> Score | None:
-        """The stored score with exactly this key. One that cannot be used is computed again, so None."""
-        if self._run_id is None:
-            return None
-        try:
-            files = self._client.list_artifacts(self._run_id, "scores")
-            if key.file not in [file.path for file in files]:
-                return None
-            with tempfile.TemporaryDirectory(prefix="trialgate-score-") as folder:
-                path = Path(self._client.download_artifacts(self._run_id, key.file, folder))
-                score = Score.model_validate_json(path.read_bytes())
-        except (ValidationError, OSError) as error:
-            logger.warning("the stored score %s of run %s cannot be used: %s", key.file, self._run_id, error)
-            return None
-        except Exception as error:  # MLflow's own errors, whose type depends on the kind of store
-            if is_unreachable(error):
-                raise
-            logger.warning("the stored scores of run %s cannot be read: %s", self._run_id, error)
-            return None
-        return score if score.key == key else None
-
-    def keep(self, score: Score) -> None:
-        """Stores the score itself. A run that is gone is no reason to fail: the score is computed the next time."""
-        if self._run_id is None:
-            return
-        try:
-            self._client.log_text(self._run_id, score.model_dump_json(indent=2), score.key.file)
-        except Exception as error:  # as in find
-            if is_unreachable(error):
-                raise
-            logger.warning("the score could not be stored on run %s: %s", self._run_id, error)
-
-    def show(self, score: Score, labels: np.ndarray, probabilities: np.ndarray) -> None:
-        """Puts metrics and pictures of a score on the run that it belongs to."""
-        if self._run_id is None:
-            return
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self._client.log_batch(self._run_id, [Metric(k, v, now, 0) for k, v in score.metrics().items()])
-        title = f"test split, {score.texts} texts, F1 {score.f1:.4f}"
-        positive = F1Definition.from_key(score.key.f1_definition).positive_label
-        pictures: dict[str, Any] = {
-            "confusion_matrix.png": confusion_figure(score.confusion, score.labels, title),
-            "precision_recall.png": precision_recall_figure(labels, probabilities, score.labels, positive, title),
-        }
-        for name, figure in pictures.items():
-            self._client.log_figure(self._run_id, figure, name)

@@ -85,8 +85,8 @@ def row(client: MlflowClient, name: str, settings: Settings, result: SearchResul
 
     candidate = find_candidate(client, run_id=result.parent_run_id)
     with tempfile.TemporaryDirectory(prefix="tg-baseline-") as folder:
-        model, _, score = score_candidate(client, candidate, settings.serving.precision, Path(folder))
-        parameters = parameter_count(model)
+        found, _ = score_candidate(client, candidate, settings.serving.precision, Path(folder))
+        score, parameters = found.scored.score, parameter_count(found.folder)
         data = json.loads(Path(client.download_artifacts(result.parent_run_id, "data.json", folder)).read_text())
     assert candidate.run_id is not None
     epochs = {

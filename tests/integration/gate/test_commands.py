@@ -68,7 +68,7 @@ def test_check_stores_the_score_and_changes_nothing_else(world: World, models: d
     assert world.client.search_registered_models() == []
     assert world.client.get_experiment_by_name(audit.EXPERIMENT) is None
     again = gate("check", "--run-id", run_id)[1]
-    assert again["candidate_score"] == decision["candidate_score"]  # with its texts per second: it is the stored one
+    assert again["evidence"]["candidate"] == decision["evidence"]["candidate"]  # with its speed: the stored one
     assert len(world.client.list_artifacts(run_id, "scores")) == 1
 
 
@@ -191,7 +191,7 @@ def test_production_on_another_test_split_is_scored_again(world: World, models: 
     code, decision = gate("promote", "--run-id", other)
     assert code == 0
     assert (decision["f1"], decision["baseline_f1"]) == (0.0, 0.0)
-    assert decision["baseline_score"]["key"]["test_digest"] == digest
+    assert decision["evidence"]["production"]["key"]["test_digest"] == digest
 
 
 def test_production_that_cannot_be_scored_blocks_until_forced(

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.exit_codes import ExitCode
-from gate.decision import NOT_ROLLED_BACK, RULE, Check, Decision, conclude, decide
+from gate.decision import Decision
+from gate.rule import NOT_ROLLED_BACK, RULE, Check, conclude, decide
 
 NAN, INF = float("nan"), float("inf")
 UNIT = st.floats(0.0, 1.0)

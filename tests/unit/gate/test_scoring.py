@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import precision_recall_curve as sklearn_curve
 
-from gate.pictures import confusion_figure, precision_recall_curve, precision_recall_figure
-from gate.scoring import Score, ScoreKey, ScoringError, TestSplit, read_test_split, score_model
+from gate.evaluation import Score, ScoreKey
+from gate.pictures import confusion_figure, precision_recall_curve, precision_recall_figure, reliability_figure
+from gate.score_store import read_predictions, write_predictions
+from gate.scoring import ScoringError, TestSplit, read_test_split, score_model
+from gate.statistics import reliability
 from serve_app.inference.digests import content_id, split_digest
 from serve_app.inference.metrics import F1Definition
 from tests.tiny import write_tiny_model
@@ -34,7 +38,7 @@ def _write(path: Path, order: list[int], digest: str | None = None, slices: dict
     return true
 
 
-def _none(key: ScoreKey) -> Score | None:
+def _none(key: ScoreKey, split: TestSplit) -> tuple[Score, np.ndarray] | None:
     return None
 
 
@@ -92,8 +96,10 @@ def test_unreadable_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_score_of_a_known_model(rule_model: Path, split: TestSplit) -> None:
-    score, probabilities = score_model(rule_model, split, precision="fp32", find=_none)
-    assert probabilities is not None
+    scored = score_model(rule_model, split, precision="fp32", find=_none)
+    score = scored.score
+    assert scored.new
+    assert scored.probabilities.shape == (5, 2)
     assert score.f1 == pytest.approx(0.8)  # precision 1, recall 2 of 3
     assert score.accuracy == pytest.approx(0.8)
     assert score.confusion == [[2, 0], [1, 2]]
@@ -102,7 +108,7 @@ def test_score_of_a_known_model(rule_model: Path, split: TestSplit) -> None:
     assert score.texts_per_second > 0
     assert score.key.f1_definition == "binary:positive"
     assert (score.key.precision, score.key.device_type) == ("fp32", "cpu")
-    again, _ = score_model(rule_model, split, precision="fp32", find=_none)
+    again = score_model(rule_model, split, precision="fp32", find=_none).score
     assert (again.f1, again.log_loss, again.key) == (score.f1, score.log_loss, score.key)
     names = set(score.metrics())
     assert {"test_f1", "test_accuracy", "test_log_loss", "test_texts_per_second", "test_recall_positive"} <= names
@@ -110,18 +116,36 @@ def test_score_of_a_known_model(rule_model: Path, split: TestSplit) -> None:
 
 def test_stored_score_is_taken_under_its_whole_key(rule_model: Path, split: TestSplit) -> None:
     asked: list[ScoreKey] = []
-    score, _ = score_model(rule_model, split, precision="fp32", find=_none)
+    first = score_model(rule_model, split, precision="fp32", find=_none)
+    key = first.score.key
 
-    def find(key: ScoreKey) -> Score | None:
-        asked.append(key)
-        return score if key == score.key else None
+    def find(wanted: ScoreKey, of: TestSplit) -> tuple[Score, np.ndarray] | None:
+        assert of is split
+        asked.append(wanted)
+        return (first.score, first.probabilities) if wanted == key else None
 
-    stored, probabilities = score_model(rule_model, split, precision="fp32", find=find)
-    assert stored is score
-    assert probabilities is None
-    assert asked == [score.key]
+    stored = score_model(rule_model, split, precision="fp32", find=find)
+    assert stored.score is first.score
+    assert stored.probabilities is first.probabilities
+    assert not stored.new
+    assert asked == [key]
     for field in ScoreKey.model_fields:
-        assert score.key.model_copy(update={field: "other"}).file != score.key.file
+        assert key.model_copy(update={field: "other"}).folder != key.folder
+
+
+def test_predictions_are_kept_by_id_and_never_taken_for_other_texts(
+    tmp_path: Path, rule_model: Path, split: TestSplit
+) -> None:
+    scored = score_model(rule_model, split, precision="fp32", find=_none)
+    file = tmp_path / "predictions.parquet"
+    write_predictions(file, split, list(NAMES), scored.probabilities)
+    np.testing.assert_array_equal(read_predictions(file, split), scored.probabilities)
+    table = pq.read_table(file)
+    assert table.column_names == ["id", "label", "prediction", "probability: negative", "probability: positive"]
+    assert not set(table.column("id").to_pylist()) & set(TEXTS)
+    assert set(table.column("prediction").to_pylist()) == set(NAMES)
+    with pytest.raises(ValueError, match="other texts"):
+        read_predictions(file, dataclasses.replace(split, ids=[*split.ids[1:], "another"]))
 
 
 def test_labels_are_matched_by_name(tmp_path: Path, rule_model: Path) -> None:
@@ -131,7 +155,7 @@ def test_labels_are_matched_by_name(tmp_path: Path, rule_model: Path) -> None:
     digest = split_digest(["a", "b"], ["good", "bad"], [0, 1], swapped)
     metadata = {b"trialgate": json.dumps({"digest": digest, "labels": swapped}).encode()}
     pq.write_table(table.replace_schema_metadata(metadata), path)
-    score, _ = score_model(rule_model, read_test_split(path, digest), precision="fp32", find=_none)
+    score = score_model(rule_model, read_test_split(path, digest), precision="fp32", find=_none).score
     assert score.f1 == 1.0
     assert score.labels == list(swapped)
 
@@ -170,7 +194,7 @@ def test_folders_that_must_not_be_promoted(tmp_path: Path, split: TestSplit) -> 
 
 
 def test_score_with_a_number_that_is_not_finite_cannot_be_made(rule_model: Path, split: TestSplit) -> None:
-    score, _ = score_model(rule_model, split, precision="fp32", find=_none)
+    score = score_model(rule_model, split, precision="fp32", find=_none).score
     for bad in ("NaN", "Infinity", "null"):
         text = score.model_dump_json().replace(f'"f1":{score.f1}', f'"f1":{bad}', 1)
         with pytest.raises(ValueError, match="f1"):
@@ -197,6 +221,7 @@ def test_pictures_take_any_class_name(tmp_path: Path) -> None:
         confusion_figure([[1, 0, 0], [0, 1, 0], [1, 0, 1]], names, "title"),
         precision_recall_figure(labels, probabilities, names, None, "title"),
         precision_recall_figure(labels, probabilities, names, "normal", "title"),
+        reliability_figure(reliability(labels, probabilities), "title"),
     ]
     for place, figure in enumerate(figures):
         figure.savefig(tmp_path / f"{place}.png")
