@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import itertools
 import multiprocessing
 import os
 import socket
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +199,12 @@ def test_cut_keeps_the_separator() -> None:
 def _worker(rank: int, ranks: int, port: int, out: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    # gloo's threads end with the process group. One that still runs when Python ends may yet have to give back the
+    # tensor of the last all_reduce, needs the GIL for that, and aborts the process. DDP imports this module, whose
+    # functions have the group of that moment for a default: imported before there is one, it keeps none alive.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    group = weakref.ref(dist.group.WORLD)
     model = tiny()
     config = TrainingConfig(epochs=2, batch_size=16, learning_rate=3e-3, precision="fp32", max_batch_tokens=64)
     # 81 texts: the last step has one text, so that one of two ranks has none.
@@ -207,7 +215,9 @@ def _worker(rank: int, ranks: int, port: int, out: str) -> None:
     if rank == 0:
         values = [[r.train_loss, r.validation_loss, r.validation_f1, r.validation_accuracy] for r in reports]
         torch.save({"reports": values, "weights": weights(model)}, out)
+    gc.collect()  # DDP's reference cycles hold the group
     dist.destroy_process_group()
+    assert group() is None
 
 
 def test_one_and_two_workers_take_the_same_steps(tmp_path: Path) -> None:
