@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from configs.exit_codes import UsageError
-from configs.schema import Settings
+from configs.schema import SHIPPED_SUITE, Settings
 
 ENV_PREFIX = "TRIALGATE_"
 CONFIG_FOLDER = Path(__file__).parent
@@ -166,6 +166,10 @@ def resolve_paths(settings: Settings, *, on_cluster: bool) -> Settings:
         urls = getattr(data, field)
         if urls:
             setattr(data, field, [_absolute(f"data.{field}", url, on_cluster) for url in urls])
+    settings.gate.behaviour_suites = [
+        suite if re.fullmatch(SHIPPED_SUITE, suite) else str(_absolute("gate.behaviour_suites", suite, on_cluster))
+        for suite in settings.gate.behaviour_suites
+    ]
     checkpoint = settings.model.checkpoint
     if checkpoint and (checkpoint.startswith((".", "~")) or (not on_cluster and Path(checkpoint).is_dir())):
         settings.model.checkpoint = _absolute("model.checkpoint", checkpoint, on_cluster)

@@ -8,7 +8,7 @@ contradict each other are refused here, before anything starts.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,8 @@ _FIXED_IN_A_SEARCH = (
     "model.revision",
     *(f"model.{sizes}.vocabulary_size" for sizes in ("architecture", "avgnet", "cnet", "rnn")),
 )
+
+SHIPPED_SUITE = r"[\w-]+"  # such a name means a suite that ships with the gate, anything else is a path or URL
 
 
 class GateConfig(Section):
@@ -61,6 +63,23 @@ class GateConfig(Section):
         le=1.0,
         description="Smallest share of test texts that candidate and production must predict alike; default: no limit.",
     )
+    behaviour_suites: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=lambda: ["sentiment"],
+        description="Behavioural tests of the model: names of shipped suites, paths or URLs; [] switches them off.",
+    )
+    min_behaviour: dict[str, Annotated[float, Field(ge=0.0, le=1.0)]] = Field(
+        default_factory=dict,
+        description="Least pass rate (0 to 1) of the behavioural tests by capability; less blocks. Others inform.",
+    )
+
+    @model_validator(mode="after")
+    def _suites_for_the_minima(self) -> GateConfig:
+        if self.min_behaviour and not self.behaviour_suites:
+            raise ValueError(
+                f"gate.min_behaviour asks for {', '.join(self.min_behaviour)}, and gate.behaviour_suites is empty: "
+                "name a suite, or leave gate.min_behaviour out"
+            )
+        return self
 
 
 class TrackingConfig(Section):

@@ -260,6 +260,15 @@ def test_a_config_that_is_not_there_lists_what_ships(shipped: Path) -> None:
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_suite_is_shipped_or_has_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    override = ["gate.behaviour_suites=[sentiment, my/own.yaml, own.yaml, s3://b/own.yaml]"]
+    found = load_settings(None, override, on_cluster=False).gate.behaviour_suites
+    assert found == ["sentiment", str(tmp_path / "my/own.yaml"), str(tmp_path / "own.yaml"), "s3://b/own.yaml"]
+    with pytest.raises(ConfigError, match="gate.behaviour_suites is the relative path 'my/own.yaml'"):
+        load_settings(None, [*override, "home=/h", "tracking.uri=http://mlflow:5000"], on_cluster=True)
+
+
 def test_after_loading_every_local_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = load_settings(

@@ -237,6 +237,12 @@ def _space(key: str, **dimension: Any) -> dict[str, Any]:
         pytest.param(
             {"serving": {"min_replicas": 3, "max_replicas": 2}}, ["min_replicas", "max_replicas"], id="min over max"
         ),
+        pytest.param(
+            {"gate": {"behaviour_suites": [], "min_behaviour": {"negation": 0.9}}},
+            ["gate.behaviour_suites", "negation"],
+            id="least pass rates of no suite",
+        ),
+        pytest.param({"gate": {"min_behaviour": {"negation": 90}}}, ["gate.min_behaviour.negation"], id="a pass rate over 1"),
         pytest.param({"tracking": {"model_name": "a/b"}}, ["tracking.model_name"], id="a slash in the model's name"),
         pytest.param({"search": {"name": "../x"}}, ["search.name"], id="a path as the search's name"),
         pytest.param({"search": {"time_budget": "soon"}}, ["search.time_budget", "'soon'", "1h30m"], id="no time"),

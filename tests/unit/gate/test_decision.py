@@ -81,6 +81,13 @@ def test_conclude_passes_only_when_every_check_does() -> None:
     assert conclude([_check(RULE, False), _check("other", True)], force=False)[0] == "blocked"
 
 
+def test_a_check_that_only_informs_never_blocks_and_is_never_forced() -> None:
+    note = Check(name="note", passed=False, message="worth knowing", blocking=False)
+    assert conclude([_check(RULE, True), note], force=False) == ("pass", f"{RULE} holds")
+    assert conclude([_check(RULE, False), note], force=True) == ("forced", f"forced against: {RULE} fails")
+    assert not note.forced
+
+
 def test_force_overrides_what_may_be_overridden_and_says_so() -> None:
     checks = [_check(RULE, False), _check(NOT_ROLLED_BACK, False), _check("other", True)]
     outcome, reason = conclude(checks, force=True)
