@@ -1,4 +1,4 @@
-"""The gate on the command line: ``python -m gate check|promote|rollback|status|history``.
+"""The gate on the command line: ``python -m gate check|promote|rollback|status|history|replay``.
 
 Exit codes: 0 done, 2 bad usage or no such run, version or model, 3 blocked, 4 MLflow cannot be reached, 130
 interrupted, 1 a bug.
@@ -29,7 +29,8 @@ Result = tuple[dict[str, Any], list[str], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
-    commands = {"check": _check, "promote": _promote, "rollback": _rollback, "status": _status, "history": _history}
+    commands = {"check": _check, "promote": _promote, "rollback": _rollback, "status": _status, "history": _history,
+                "replay": _replay}  # fmt: skip
 
     def work() -> Result:
         document, lines, code = commands[arguments.command](arguments)
@@ -94,6 +95,15 @@ def _history(arguments: argparse.Namespace) -> Result:
     decisions = audit.history(client, name)
     lines = _table(decisions) or [f"no decisions about model {name} yet"]
     return {"model_name": name, "decisions": decisions}, lines, ExitCode.OK
+
+
+def _replay(arguments: argparse.Namespace) -> Result:
+    from gate.replay import read_decision, replay
+
+    found = replay(read_decision(arguments.decision))
+    lines = [f"recorded    {found.recorded}", f"recomputed  {found.recomputed}"]
+    lines += ["the decision follows from its evidence"] if found.agrees else [f"  {line}" for line in found.differences]
+    return found.model_dump(mode="json"), lines, ExitCode.OK if found.agrees else ExitCode.FAILED
 
 
 def _connected(arguments: argparse.Namespace) -> tuple[MlflowClient, Settings]:
@@ -203,10 +213,13 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("--reason", metavar="TEXT", help="recorded with the decision")
     status = add("status", "what is in production, and the decisions")
     history = add("history", "every decision, newest first")
+    replay = add("replay", "computes a recorded decision again from what it rests on; 1 if it does not agree")
+    replay.add_argument("decision", metavar="DECISION.json", help="path or URL of a decision's document")
     for command in (check, promote, rollback, status, history):
         command.add_argument("--model-name", metavar="NAME", help="the registered model; default: tracking.model_name")
         command.add_argument("--config", metavar="FILE", help="settings: bare name, path or URL")
         command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; repeatable")
+    for command in (check, promote, rollback, status, history, replay):
         command.add_argument("--json", action="store_true", help="print exactly one JSON document")
         command.add_argument("--json-file", metavar="PATH_OR_URL", help="write that document there")
         command.add_argument("--blocked-ok", action="store_true", help="exit 0 when blocked")

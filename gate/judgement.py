@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from configs.schema import Settings
 from gate import registry
+from gate.behaviour import BehaviourError, BehaviourReport, behaviour_of
 from gate.candidates import (
     Candidate,
     active_run_id,
@@ -81,7 +82,8 @@ def judge(
         unusable = str(production.version) if production is not None and old is None else None
         version = _reusable(client, name, new.scored.score.key.weights_digest, unusable, folder)
     facts.append(_not_rolled_back(version))
-    evidence = _evidence(new, old, split, production_exists=production is not None, facts=facts)
+    behaviour = _behaviour(new, settings.gate.behaviour_suites, facts) if new else None
+    evidence = _evidence(new, old, split, behaviour, production_exists=production is not None, facts=facts)
     conclusion = judge_evidence(evidence, settings.gate, force=force)
     passed_as: Literal["would_promote", "promoted"] = "would_promote" if action == "check" else "promoted"
     current = str(production.version) if production else None
@@ -175,10 +177,19 @@ def _scored_fact(name: str, scored: Scored) -> Check:
     return Check(name=name, passed=True, message=message, value=score.f1)
 
 
+def _behaviour(new: ScoredFolder, suites: list[str], facts: list[Check]) -> BehaviourReport | None:
+    try:
+        return behaviour_of(new.scored.engine, suites)
+    except BehaviourError as error:
+        facts.append(Check(name="behaviour", passed=False, message=str(error), overridable=False))
+        return None
+
+
 def _evidence(
     new: ScoredFolder | None,
     old: ScoredFolder | None,
     split: TestSplit | None,
+    behaviour: BehaviourReport | None,
     *,
     production_exists: bool,
     facts: list[Check],
@@ -194,6 +205,7 @@ def _evidence(
         comparison=_compared(new.scored, old.scored, split) if old else None,
         candidate_speed=speeds[0],
         production_speed=speeds[1] if old else None,
+        behaviour=behaviour,
         facts=facts,
     )
 

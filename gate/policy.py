@@ -10,6 +10,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from configs.schema import GateConfig
+from gate.behaviour import BehaviourReport, behaviour_checks
 from gate.comparison import Comparison, Difference
 from gate.evaluation import Score, Speed
 from gate.rule import RULE, Check, conclude, decide
@@ -28,6 +29,7 @@ class Evidence(BaseModel):
     comparison: Comparison | None = None
     candidate_speed: Speed | None = None
     production_speed: Speed | None = None
+    behaviour: BehaviourReport | None = None
     facts: list[Check] = Field(default_factory=list)
 
 
@@ -54,6 +56,8 @@ def judge_evidence(evidence: Evidence, policy: GateConfig, *, force: bool) -> Co
                 _agreement(evidence.comparison, policy),
                 _latency(evidence.candidate_speed, evidence.production_speed, policy),
             ]
+    if evidence.behaviour is not None:
+        checks += behaviour_checks(evidence.behaviour, policy.min_behaviour)
     outcome, reason = conclude(checks, force=force)
     return Conclusion(outcome=outcome, reason=reason, checks=checks)
 

@@ -16,6 +16,7 @@ from configs.loading import load_settings
 from configs.schema import Settings
 from gate.console import run_command
 from gate.decision import Decision
+from gate.suite import load_suites
 from ray_jobs.command import job_parser, say
 from ray_jobs.plan import dry_run
 from ray_jobs.search import SearchResult, run_search
@@ -26,6 +27,7 @@ def run_pipeline(settings: Settings, resume: str | None = None) -> tuple[SearchR
     """Searches, then lets the best trial through the gate or not. Raises what ``run_search`` and the gate raise."""
     from gate import promotion  # brings torch, for which --help and a refused config need not wait
 
+    load_suites(settings.gate.behaviour_suites)  # a wrong path is told now, not when the search is over
     result = run_search(settings, resume)
     client = mlflow_client.connect(settings.tracking)
     for line in promotion.repair(client):
