@@ -171,7 +171,8 @@ def _decided(decision: Decision) -> Result:
     }[decision.decision]
     lines = [heading, f"  {decision.reason}"]
     for check in decision.checks:
-        mark = "ok" if check.passed else "overridden" if check.forced else "failed"
+        blocking = "ok" if check.passed else "overridden" if check.forced else "failed"
+        mark = blocking if check.blocking else "info"
         lines.append(f"  [{mark}] {check.name}: {check.message}")
     if decision.decision_id:
         lines.append(f"  recorded as run {decision.decision_id}")
