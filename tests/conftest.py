@@ -17,6 +17,8 @@ import hypothesis
 import psutil
 import pytest
 
+from tests.servers import MlflowServer, PostgreSQL, empty_mlflow
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy")
 OF_A_TEST = ("MLFLOW_", "TRIALGATE_")
@@ -160,3 +162,31 @@ def tracking_uri(mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.Monk
     connection.close()
     monkeypatch.chdir(tmp_path)
     return f"sqlite:///{database}"
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """The session's PostgreSQL; tests make databases of their own in it."""
+    server = PostgreSQL()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def session_mlflow_server(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """The session's ``mlflow server`` on PostgreSQL. A test takes ``mlflow_server``, which is empty."""
+    server = MlflowServer(postgresql.create_database("mlflow"), tmp_path_factory.mktemp("mlflow-server"))
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def mlflow_server(session_mlflow_server: MlflowServer, postgresql: PostgreSQL) -> MlflowServer:
+    """A running ``mlflow server`` on PostgreSQL with nothing in it; it proxies artifacts, from a folder."""
+    empty_mlflow(postgresql, "mlflow")
+    shutil.rmtree(session_mlflow_server.artifacts, ignore_errors=True)
+    return session_mlflow_server

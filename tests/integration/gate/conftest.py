@@ -13,6 +13,7 @@ from configs.schema import TrackingConfig
 from gate.__main__ import main
 from serve_app.mlflow_client import connect
 from tests.integration.gate.world import World, make_world
+from tests.servers import MlflowServer
 from tests.tiny import write_tiny_model
 
 Gate = Callable[..., tuple[int, dict[str, Any]]]
@@ -28,6 +29,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "bad": write_tiny_model(folder / "bad", seed=1),
         "other-labels": write_tiny_model(folder / "other-labels", labels=("a", "b", "c")),
     }
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def tracking_uri(request: pytest.FixtureRequest, tracking_uri: str) -> str:
+    """Every test of the gate runs on SQLite and on an ``mlflow server`` with PostgreSQL."""
+    if request.param == "sqlite":
+        return tracking_uri
+    server: MlflowServer = request.getfixturevalue("mlflow_server")
+    return server.uri
+
+
+@pytest.fixture
+def artifacts(request: pytest.FixtureRequest, tracking_uri: str, tmp_path: Path) -> Path:
+    """The folder that MLflow's artifacts lie in, somewhere."""
+    if tracking_uri.startswith("sqlite"):
+        return tmp_path
+    server: MlflowServer = request.getfixturevalue("mlflow_server")
+    return server.artifacts
 
 
 @pytest.fixture

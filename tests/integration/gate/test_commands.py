@@ -195,7 +195,7 @@ def test_production_on_another_test_split_is_scored_again(world: World, models: 
 
 
 def test_production_that_cannot_be_scored_blocks_until_forced(
-    world: World, models: dict[str, Path], gate: Gate, tmp_path: Path
+    world: World, models: dict[str, Path], gate: Gate, artifacts: Path
 ) -> None:
     digest, uri = world.freeze(["good", "bad", "fine"], [0, 1, 2], ("a", "b", "c"))
     classes = world.trial(models["other-labels"], **{names.TEST_DIGEST: digest, names.TEST_URI: uri})
@@ -211,7 +211,7 @@ def test_production_that_cannot_be_scored_blocks_until_forced(
     code, forced = gate("promote", "--run-id", good, "--force", "--reason", "new classes")
     assert (code, forced["decision"], forced["model_version"]) == (0, "forced", "2")
     # its artifact is gone
-    for folder in tmp_path.rglob("models"):
+    for folder in artifacts.rglob("models"):
         shutil.rmtree(folder)
     code, blocked = gate("promote", "--run-id", world.trial(models["good-too"]))
     assert code == 3

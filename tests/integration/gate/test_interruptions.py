@@ -21,6 +21,9 @@ from tests.tiny import write_tiny_model
 
 NAME = "trialgate-classifier"
 DEAD = f"{'/'.join(names.owner_tags()[names.OWNER].split('/')[:2])}/999999999/1"
+SERVER_IS_SLOW = pytest.mark.parametrize(
+    "tracking_uri", ["sqlite", pytest.param("server", marks=pytest.mark.slow)], indirect=True
+)
 _READS = ("get_", "search_", "list_", "download_", "tracking_uri")
 
 
@@ -78,6 +81,7 @@ def _assert_whole(world: World, before: str | None, after: str, candidate: str) 
     return True
 
 
+@SERVER_IS_SLOW
 def test_promotion_cut_off_at_every_write(world: World, models: dict[str, Path], tmp_path: Path) -> None:
     client: Any = world.client
     assert promotion.promote(client, run_id=world.trial(models["good"])).passed
@@ -103,6 +107,7 @@ def test_promotion_cut_off_at_every_write(world: World, models: dict[str, Path],
     assert {True, False} == set(outcomes)
 
 
+@SERVER_IS_SLOW
 def test_rollback_cut_off_at_every_write(world: World, models: dict[str, Path]) -> None:
     client: Any = world.client
     for name in ("good", "bad", "good-too"):

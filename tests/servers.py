@@ -1,0 +1,220 @@
+"""The servers of a real installation, started by the tests on free ports of the loopback and in temporary folders.
+
+PostgreSQL is Debian's; it refuses to run as root, so root runs it as the user ``postgres`` that the package makes.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+
+NEEDS_POSTGRESQL = "needs PostgreSQL: apt-get install postgresql"
+_DEBIAN = Path("/usr/lib/postgresql")
+_ROLE = "trialgate"
+_MLFLOW_START_S = 120.0  # imports and the migration of an empty database, on a busy machine
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class PostgreSQL:
+    """A cluster of its own: data and socket in a temporary folder, a password, no durability.
+
+    Skips the test when PostgreSQL is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._binaries = _postgresql_binaries()
+        self._as: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            try:
+                user = pwd.getpwnam("postgres")
+            except KeyError:
+                pytest.skip(NEEDS_POSTGRESQL)
+            self._as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        # Not below pytest's own folder, which other users may not enter; short: socket paths end at 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="tg-pg-", dir="/tmp"))
+        self.password, self.port = secrets.token_hex(8), free_port()
+        passwords = self.folder / "password"
+        passwords.write_text(self.password, encoding="ascii")
+        if self._as:
+            for path in (self.folder, passwords):
+                os.chown(path, self._as["user"], self._as["group"])
+        self._run("initdb", "-D", "data", "-U", _ROLE, "--auth=scram-sha-256", "--pwfile=password", "--no-sync",
+                  "--encoding=UTF8", "--locale=C.UTF-8")  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        """Returns once it takes connections."""
+        options = f"-p {self.port} -k {self.folder} -h 127.0.0.1 -F"
+        self._run("pg_ctl", "-D", "data", "-w", "-t", "60", "-l", "server.log", "-o", options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Ends it. Mode ``immediate`` is a crash: connections are cut, and the next start recovers."""
+        self._run("pg_ctl", "-D", "data", "-w", "-m", mode, "stop")
+
+    def remove(self) -> None:
+        """Ends it, if it runs, and removes its folder."""
+        if (self.folder / "data" / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def url(self, database: str) -> str:
+        """SQLAlchemy's address of a database, with user and password."""
+        return f"postgresql://{_ROLE}:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, name: str) -> str:
+        """Makes an empty database and returns its address."""
+        self.execute("postgres", f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def execute(self, database: str, *statements: str) -> list[tuple[Any, ...]]:
+        """Runs SQL, each statement for itself; returns the rows of the last one."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            for statement in statements:
+                cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # Into a file: a server that pg_ctl started keeps a pipe open for as long as it lives.
+        log = self.folder / f"{program}.log"
+        with log.open("ab") as output:
+            done = subprocess.run(
+                [self._binaries / program, *arguments],
+                cwd=self.folder,
+                env={"PATH": os.environ["PATH"], "HOME": str(self.folder), "LC_ALL": "C.UTF-8"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                **self._as,
+            )
+        assert done.returncode == 0, f"{program} {' '.join(arguments)}:\n{log.read_text(encoding='utf-8')}"
+
+
+def _postgresql_binaries() -> Path:
+    """The folder with initdb and pg_ctl: Debian keeps them out of PATH, one folder for each major version."""
+    debian = sorted(_DEBIAN.glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    found = debian[-1] if debian else shutil.which("initdb")
+    if found is None:
+        pytest.skip(NEEDS_POSTGRESQL)
+    return Path(found).parent
+
+
+class MlflowServer:
+    """``mlflow server`` on a database: ``uri`` is its address, ``artifacts`` the folder that it keeps artifacts in."""
+
+    def __init__(
+        self,
+        backend: str,
+        folder: Path,
+        *options: str,
+        workers: int = 2,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend, self.folder, self.artifacts = backend, folder, folder / "artifacts"
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._command: Sequence[str] = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--backend-store-uri", backend, "--workers", str(workers)),
+            *(options or ("--artifacts-destination", self.artifacts.as_uri())),
+        ]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "TRIALGATE_"))}
+        self._environment = kept | {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # three more processes, for evaluations of language models
+            **(environment or {}),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def log(self) -> str:
+        """What it has printed so far."""
+        return (self.folder / "server.log").read_text(encoding="utf-8", errors="replace")
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        with (self.folder / "server.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        wait_until(self._answers, _MLFLOW_START_S, lambda: self.log)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Sends the signal to the server and all its workers, and returns once none is left."""
+        if self._process is None:
+            return
+        group = self._process.pid
+        os.killpg(group, number)
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(group, signal.SIGKILL)
+            self._process.wait()
+        wait_until(lambda: _group_is_gone(group), 15)
+        self._process = None
+
+    def stop(self) -> None:
+        """Ends it in the usual way."""
+        self.kill(signal.SIGTERM)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"mlflow server ended:\n{self.log}"
+        try:
+            return requests.get(f"{self.uri}/health", timeout=5).status_code == 200
+        except requests.RequestException:
+            return False
+
+
+def _group_is_gone(group: int) -> bool:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def empty_mlflow(postgresql: PostgreSQL, database: str) -> None:
+    """Removes all that is in a database of MLflow's, except its schema and the experiment that it needs to have."""
+    kept = ("alembic_version", "experiments", "workspaces")
+    tables = postgresql.execute(database, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    doomed = ", ".join(f'"{table}"' for (table,) in tables if table not in kept)
+    postgresql.execute(database, f"TRUNCATE {doomed} CASCADE", "DELETE FROM experiments WHERE experiment_id <> 0")
+
+
+def wait_until(true: Callable[[], bool], limit_s: float, shown: Callable[[], Any] = lambda: "") -> None:
+    """Waits for ``true()``; fails after ``limit_s`` with ``shown()`` in the message."""
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {limit_s} s: {shown()}"
+        time.sleep(0.05)
