@@ -201,8 +201,8 @@ class EndWhenTold(Stopper):
 _EPOCH_FIELDS = frozenset(
     (
         "epoch step train_loss validation_loss validation_f1 validation_accuracy best_validation_f1 best_epoch "
-        "learning_rate train_texts_per_second train_tokens_per_second seconds model_uri precision precision_reason "
-        "processor parameters latency_ms"
+        "learning_rate train_texts_per_second train_tokens_per_second seconds temperature model_uri precision "
+        "precision_reason processor parameters latency_ms"
     ).split()
 )
 

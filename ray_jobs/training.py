@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from configs.model import TrainingConfig
+from ray_jobs.calibration import fit_temperature
 from ray_jobs.optimizer import TableAdamW, make_gradients_sparse
 from serve_app.inference.engine import choose_precision
 from serve_app.inference.metrics import F1Definition, confusion_matrix, f1_from_confusion
@@ -51,7 +52,10 @@ class LabelledTokens:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch gave. Losses are nats per text; the training loss includes label smoothing and class weights."""
+    """What one epoch gave. Losses are nats per text; the training loss includes label smoothing and class weights.
+
+    ``temperature``: what the logits are divided by for probabilities that are calibrated on the validation split.
+    """
 
     epoch: int
     step: int
@@ -65,6 +69,7 @@ class EpochReport:
     train_texts_per_second: float
     train_tokens_per_second: float
     seconds: float
+    temperature: float
 
     @property
     def is_best(self) -> bool:
@@ -165,7 +170,7 @@ class Trainer:
             started = time.perf_counter()
             train_loss = self._train_epoch(epoch)
             trained = time.perf_counter()
-            loss, f1, accuracy = self._validate()
+            loss, f1, accuracy, temperature = self._validate()
             if not math.isfinite(train_loss) or not math.isfinite(loss):
                 raise TrainingDivergedError(
                     f"epoch {epoch}: training loss {train_loss}, validation loss {loss}; a "
@@ -187,6 +192,7 @@ class Trainer:
                     train_texts_per_second=len(self._train) / (trained - started),
                     train_tokens_per_second=int(self._train.tokens.offsets[-1]) / (trained - started),
                     seconds=time.perf_counter() - started,
+                    temperature=temperature,
                 )
             )
             if on_epoch is not None:
@@ -284,26 +290,36 @@ class Trainer:
         for batch in plan_batches(lengths, self.config.max_batch_tokens, len(share), np.sort(share)):
             yield batch, 1.0
 
-    def _validate(self) -> tuple[float, float, float]:
-        """Loss, F1 and accuracy of the validation split; each rank computes a share and the counts are added up."""
+    def _validate(self) -> tuple[float, float, float, float]:
+        """Loss, F1, accuracy and temperature of the validation split.
+
+        Each rank computes a share and the counts are added up; the temperature is that of the rank's own share.
+        """
         self.model.eval()
         classes, data = len(self._names), self._validation
         counts = np.zeros((classes, classes), dtype=np.int64)
         loss = 0.0
         share = np.argsort(data.tokens.lengths, kind="stable")[self._rank :: self._ranks]
         batches = plan_batches(data.tokens.lengths, self.config.max_batch_tokens, max(1, len(share)), share)
+        found, of_labels = [np.empty((0, classes), dtype=np.float32)], [data.labels[:0]]
         with torch.inference_mode(), self._autocast():
             for batch in batches:
                 logits = self.model(pack([data.tokens[int(i)] for i in batch]).to(self._device)).float().cpu()
                 labels = data.labels[batch]
                 loss += float(functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum"))
                 counts += confusion_matrix(labels, logits.argmax(-1).numpy(), classes)
+                found.append(logits.numpy())
+                of_labels.append(labels)
         if self._ranks > 1:
             sums = torch.tensor([loss, *counts.flatten().tolist()], dtype=torch.float64, device=self._device)
             dist.all_reduce(sums)
             loss, counts = float(sums[0]), sums[1:].cpu().numpy().reshape(classes, classes).astype(np.int64)
         f1 = f1_from_confusion(counts, self._f1, self._names)
-        return loss / len(data), f1, float(np.trace(counts) / counts.sum())
+        # Rank 0 saves the model: its share, each second (third, ...) text by length, is a fair sample of the split.
+        # Label smoothing, class weights and bf16 need nothing of their own: it is fitted to the logits that came of
+        # them. (By how much class weights favour a class it cannot take back: no one factor can.)
+        temperature = fit_temperature(np.concatenate(found), np.concatenate(of_labels))
+        return loss / len(data), f1, float(np.trace(counts) / counts.sum()), temperature
 
     def _learning_rate(self, step: int) -> float:
         factor = learning_rate_factor(step, self._total_steps, self._warmup_steps, self.config.schedule)

@@ -244,12 +244,14 @@ def save_model(
     data: SearchData,
     settings: Settings,
 ) -> None:
-    """Writes the saved-model folder of the model as it is now, with a sample of the validation texts."""
+    """Writes the saved-model folder of the model as it is after the trainer's last epoch, calibrated, with a sample of
+    the validation texts."""
     from serve_app.inference.metrics import F1Definition
     from serve_app.inference.saved_model import ModelInfo, write_model_folder
 
     validation = data.validation.cut(settings.model.max_length)
     sample = validation.tokens.select(range(min(_SAMPLE_TEXTS, len(validation))))
     logits: np.ndarray = trainer.logits(sample)
-    info = ModelInfo(data.label_names, settings.model.max_length, F1Definition.from_key(data.f1_key))
+    f1, temperature = F1Definition.from_key(data.f1_key), trainer.reports[-1].temperature
+    info = ModelInfo(data.label_names, settings.model.max_length, f1, temperature)
     write_model_folder(folder, model, data.tokenizer_files, info, sample, logits)

@@ -109,7 +109,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -
 
 def curve(report: EpochReport) -> tuple[float, ...]:
     return (report.epoch, report.step, report.train_loss, report.validation_loss, report.validation_f1,
-            report.best_epoch, report.learning_rate)  # fmt: skip
+            report.best_epoch, report.learning_rate, report.temperature)  # fmt: skip
 
 
 def trainer_that_is_done(done: Trainer) -> list[EpochReport]:
