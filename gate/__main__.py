@@ -1,4 +1,4 @@
-"""The gate on the command line: ``python -m gate check|promote|rollback|status|history|replay``.
+"""The gate on the command line: ``python -m gate check|promote|rollback|status|history|prune|replay``.
 
 Exit codes: 0 done, 2 bad usage or no such run, version or model, 3 blocked, 4 MLflow cannot be reached, 130
 interrupted, 1 a bug.
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
     commands = {"check": _check, "promote": _promote, "rollback": _rollback, "status": _status, "history": _history,
-                "replay": _replay}  # fmt: skip
+                "prune": _prune, "replay": _replay}  # fmt: skip
 
     def work() -> Result:
         document, lines, code = commands[arguments.command](arguments)
@@ -54,8 +54,8 @@ def _promote(arguments: argparse.Namespace) -> Result:
     from gate import promotion
 
     client, candidate, settings = _candidate(arguments)
-    decision = promotion.promote(client, settings, candidate=candidate, force=arguments.force, reason=arguments.reason)
-    return _decided(decision)
+    return _decided(promotion.promote(client, settings, candidate=candidate, alias=arguments.alias,
+                                      force=arguments.force, reason=arguments.reason))  # fmt: skip
 
 
 def _rollback(arguments: argparse.Namespace) -> Result:
@@ -70,10 +70,9 @@ def _status(arguments: argparse.Namespace) -> Result:
     from gate import promotion
 
     client, settings = _connected(arguments)
-    promotion.repair(client)
     name = _model_name(client, settings, arguments.model_name)
     document = promotion.status(client, name)
-    production, previous = document["production"], document["previous"]
+    production, previous, challenger = (document[alias] for alias in ("production", "previous", "challenger"))
     lines = [f"model       {name}"]
     if production is None:
         lines.append("production  none yet")
@@ -84,7 +83,18 @@ def _status(arguments: argparse.Namespace) -> Result:
             f"run {production['run_id']}"
         )
     lines.append(f"previous    {'none' if previous is None else 'version ' + previous['version']}")
+    if challenger is not None:
+        f1 = "unknown F1" if challenger["f1"] is None else f"F1 {challenger['f1']:.4f}"
+        lines.append(f"challenger  version {challenger['version']}, {f1}, run {challenger['run_id']}")
     return document, lines + _table(document["decisions"]), ExitCode.OK
+
+
+def _prune(arguments: argparse.Namespace) -> Result:
+    from gate.prune import prune
+
+    client, settings = _connected(arguments)
+    name = _model_name(client, settings, arguments.model_name)
+    return _decided(prune(client, name, arguments.keep, dry_run=arguments.dry_run))
 
 
 def _history(arguments: argparse.Namespace) -> Result:
@@ -164,10 +174,12 @@ def _decided(decision: Decision) -> Result:
     version = decision.model_version
     heading = {
         "would_promote": "would be promoted",
-        "promoted": f"promoted: version {version} of {decision.model_name} is production",
-        "forced": f"promoted by force: version {version} of {decision.model_name} is production",
+        "promoted": f"promoted: version {version} of {decision.model_name} is {decision.alias}",
+        "forced": f"promoted by force: version {version} of {decision.model_name} is {decision.alias}",
         "rolled_back": f"rolled back: version {version} of {decision.model_name} is production",
         "blocked": "blocked",
+        "would_prune": f"would be pruned from {decision.model_name}: {len(decision.versions)} versions",
+        "pruned": f"pruned from {decision.model_name}: {len(decision.versions)} versions",
     }[decision.decision]
     lines = [heading, f"  {decision.reason}"]
     for check in decision.checks:
@@ -185,9 +197,10 @@ def _table(decisions: list[dict[str, Any]]) -> list[str]:
     for entry in decisions:
         f1, baseline = (("-" if entry[key] is None else f"{entry[key]:.4f}") for key in ("f1", "baseline_f1"))
         when, version = (entry["decided_at"] or "")[:19], entry["model_version"] or "-"
+        outcome = entry["decision"] + (" challenger" if entry["alias"] == "challenger" else "")
         rows.append(
-            f"{when:19}  {entry['decision']:11}  version {version:>4}  F1 {f1} against {baseline}  "
-            f"{entry['decided_by'] or '-'}  {entry['reason'] or ''}"
+            f"{when:19}  {outcome:11}  version {version:>4}  F1 {f1} against {baseline}  "
+            f"{entry['decided_by'] or '-'}  {'(run deleted) ' if entry['deleted'] else ''}{entry['reason'] or ''}"
         )
     return rows
 
@@ -207,6 +220,8 @@ def _parser() -> argparse.ArgumentParser:
         which = command.add_mutually_exclusive_group(required=True)
         which.add_argument("--run-id", metavar="R", help="a trial's run, or a search's (then its best trial)")
         which.add_argument("--version", metavar="N", help="a registered version")
+    promote.add_argument("--as", dest="alias", choices=("production", "challenger"), default="production",
+                         help="challenger: passes the same gate, and waits beside production")  # fmt: skip
     promote.add_argument("--force", action="store_true", help="promote against the verdict; needs --reason")
     promote.add_argument("--reason", metavar="TEXT", help="recorded with the decision")
     rollback = add("rollback", "production goes back to an earlier version")
@@ -216,11 +231,14 @@ def _parser() -> argparse.ArgumentParser:
     history = add("history", "every decision, newest first")
     replay = add("replay", "computes a recorded decision again from what it rests on; 1 if it does not agree")
     replay.add_argument("decision", metavar="DECISION.json", help="path or URL of a decision's document")
-    for command in (check, promote, rollback, status, history):
+    prune = add("prune", "remove old versions that carry no alias")
+    prune.add_argument("--keep", metavar="N", type=int, required=True, help="the newest N versions stay, count")
+    prune.add_argument("--dry-run", action="store_true", help="tell which versions that are, and remove none")
+    for command in (check, promote, rollback, status, history, prune):
         command.add_argument("--model-name", metavar="NAME", help="the registered model; default: tracking.model_name")
         command.add_argument("--config", metavar="FILE", help="settings: bare name, path or URL")
         command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; repeatable")
-    for command in (check, promote, rollback, status, history, replay):
+    for command in (check, promote, rollback, status, history, prune, replay):
         command.add_argument("--json", action="store_true", help="print exactly one JSON document")
         command.add_argument("--json-file", metavar="PATH_OR_URL", help="write that document there")
         command.add_argument("--blocked-ok", action="store_true", help="exit 0 when blocked")

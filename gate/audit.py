@@ -1,8 +1,9 @@
 """The history of decisions: each one is an MLflow run of its own in the experiment ``trialgate-decisions``.
 
-A decision that changes something is written before it is carried out: its run is RUNNING, names its owner and the step
-it is at, and ends when everything is done. So whatever interrupts it, the next gate command knows what to finish or
-undo (``promotion.repair``).
+A decision that changes something is written before it is carried out: its run is RUNNING, names its owner, its ticket
+of the lease and the step it is at, and ends when everything is done. So whatever interrupts it, the next gate command
+knows what to finish or undo (``carry_out.repair``). Nothing is ever taken out of the history: a decision whose run
+somebody deleted in MLflow is still in it, until ``mlflow gc``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gate.decision import Decision
+from gate.decision import Decision, GateUsageError
 from serve_app import mlflow_client as names
 from serve_app.mlflow_client import ensure_experiment, is_orphan, owner_tags
 
@@ -30,10 +31,12 @@ UNDONE: Final = "undone"
 
 STEP: Final = "trialgate.step"
 INTENT: Final = "trialgate.intent"  # what the run is about to do; DECISION is set when it is done
+TICKET: Final = "trialgate.lease_ticket"  # under which it is carried out: a higher one means a later decision
 CANDIDATE_EXPERIMENT: Final = "trialgate.candidate_experiment_id"
 REASON: Final = "trialgate.reason"
 _FIELDS: Final = {
     "action": "trialgate.action",
+    "alias": "trialgate.alias",
     "model_version": "trialgate.model_version",
     "baseline_version": "trialgate.baseline_version",
     "production_version": "trialgate.production_version",
@@ -47,6 +50,7 @@ _FIELDS: Final = {
     "decided_at": "trialgate.decided_at",
     "decided_by": "trialgate.decided_by",
 }
+_VERSIONS: Final = "trialgate.versions"  # what a prune removes, separated by blanks
 _NUMBERS: Final = ("f1", "baseline_f1", "minimum_f1")
 _TAG_LIMIT: Final = 5000  # characters; MLflow takes 8000 bytes or fewer, depending on the store
 
@@ -65,8 +69,13 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def begin(client: MlflowClient, decision: Decision, experiment_id: str | None) -> Decision:
-    """Opens the run of ``decision`` and returns it with id, time and author. ``experiment_id``: the candidate's."""
+def begin(
+    client: MlflowClient, decision: Decision, *, experiment_id: str | None = None, ticket: int | None = None
+) -> Decision:
+    """Opens the run of ``decision`` and returns it with id, time and author.
+
+    ``experiment_id``: the candidate's. ``ticket``: of the lease; None for what is only recorded.
+    """
     decision = decision.model_copy(update={"decided_at": now(), "decided_by": who()})
     tags = {
         names.KIND: names.KIND_DECISION,
@@ -79,6 +88,8 @@ def begin(client: MlflowClient, decision: Decision, experiment_id: str | None) -
     }
     if experiment_id is not None:
         tags[CANDIDATE_EXPERIMENT] = experiment_id
+    if ticket is not None:
+        tags[TICKET] = str(ticket)
     run = client.create_run(ensure_experiment(client, EXPERIMENT), tags=tags)
     decision = decision.model_copy(update={"decision_id": run.info.run_id})
     _write(client, decision, INTENT_FILE)
@@ -113,27 +124,50 @@ def abandon(client: MlflowClient, decision_id: str, reason: str) -> None:
     client.set_terminated(decision_id, "KILLED")
 
 
-def load(client: MlflowClient, decision_id: str) -> Decision | None:
-    """The decision that the run is about to carry out; None if it was interrupted before that was written."""
+def load(client: MlflowClient, decision_id: str, file: str = INTENT_FILE) -> Decision | None:
+    """The decision that the run is about to carry out, or with DECISION_FILE the one that it did carry out.
+
+    None if it was interrupted before that was written.
+    """
     with tempfile.TemporaryDirectory(prefix="trialgate-decision-") as folder:
-        if INTENT_FILE not in [file.path for file in client.list_artifacts(decision_id)]:
+        if file not in [found.path for found in client.list_artifacts(decision_id)]:
             return None
-        path = client.download_artifacts(decision_id, INTENT_FILE, folder)
+        path = client.download_artifacts(decision_id, file, folder)
         try:
             return Decision.model_validate_json(Path(path).read_bytes())
         except ValueError:  # half written
             return None
 
 
-def interrupted(client: MlflowClient) -> list[Run]:
-    """Runs of decisions whose process is gone, oldest first."""
-    running = _search(client, "attributes.status = 'RUNNING'")
-    return [run for run in reversed(running) if is_orphan(run.data.tags)]
+def interrupted(client: MlflowClient, model_name: str | None = None, ticket: int | None = None) -> list[Run]:
+    """Runs of decisions that nobody carries out any more, oldest first.
+
+    Their process is gone; or ``ticket``, which holds the lease of ``model_name``, is higher than theirs.
+    """
+    condition = "attributes.status = 'RUNNING'"
+    if model_name is not None:
+        condition += f" and {_about(model_name)}"
+    running = reversed(_search(client, condition, deleted=False))
+    return [run for run in running if is_orphan(run.data.tags) or _is_before(run, ticket)]
+
+
+def is_recording(run: Run) -> bool:
+    """Whether the decision of ``run`` changes nothing but the records, so that it needs no lease."""
+    return run.data.tags.get(INTENT) == "blocked"
 
 
 def history(client: MlflowClient, model_name: str) -> list[dict[str, Any]]:
     """Every decision about ``model_name``, newest first, as plain values."""
-    return [_entry(run) for run in _search(client, f"tags.`{names.MODEL_NAME}` = '{model_name}'")]
+    return [_entry(run) for run in _search(client, _about(model_name))]
+
+
+def last_holder(client: MlflowClient, model_name: str, alias: str) -> str | None:
+    """The version that the newest finished decision gave ``alias`` to; None if there is no such decision."""
+    done = [run for run in _search(client, _about(model_name))
+            if run.data.tags.get(names.DECISION) in ("promoted", "forced", "rolled_back")
+            and run.data.tags.get(_FIELDS["alias"], names.PRODUCTION) == alias]  # fmt: skip
+    newest = max(done, key=_ticket, default=None)  # of those before there were tickets, the first: the newest
+    return None if newest is None else newest.data.tags.get(_FIELDS["model_version"])
 
 
 def known_names(client: MlflowClient) -> list[str]:
@@ -141,7 +175,24 @@ def known_names(client: MlflowClient) -> list[str]:
     return sorted({run.data.tags.get(names.MODEL_NAME, "") for run in _search(client, "")} - {""})
 
 
-def _search(client: MlflowClient, condition: str) -> list[Run]:
+def _about(model_name: str) -> str:
+    if "'" in model_name:  # settings refuse such names; this keeps a filter a filter for other callers too
+        raise GateUsageError(f"model name {model_name!r}: expected a name without quotes")
+    return f"tags.`{names.MODEL_NAME}` = '{model_name}'"
+
+
+def _ticket(run: Run) -> int:
+    text = run.data.tags.get(TICKET, "")
+    return int(text) if text.isdigit() else 0
+
+
+def _is_before(run: Run, ticket: int | None) -> bool:
+    return ticket is not None and TICKET in run.data.tags and _ticket(run) < ticket
+
+
+def _search(client: MlflowClient, condition: str, *, deleted: bool = True) -> list[Run]:
+    from mlflow.entities import ViewType
+
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return []
@@ -152,6 +203,7 @@ def _search(client: MlflowClient, condition: str) -> list[Run]:
         page = client.search_runs(
             [experiment.experiment_id],
             filter_string=f"{own} and {condition}" if condition else own,
+            run_view_type=ViewType.ALL if deleted else ViewType.ACTIVE_ONLY,
             max_results=1000,
             order_by=["attributes.start_time DESC"],
             page_token=token,
@@ -169,6 +221,8 @@ def _entry(run: Run) -> dict[str, Any]:
         "reason": tags.get(REASON),
         "model_name": tags.get(names.MODEL_NAME),
         "decision_id": run.info.run_id,
+        "deleted": run.info.lifecycle_stage != "active",
+        "versions": tags.get(_VERSIONS, "").split(),
     }
     for field, tag in _FIELDS.items():
         entry[field] = tags.get(tag)
@@ -180,6 +234,8 @@ def _entry(run: Run) -> dict[str, Any]:
 def _tags(decision: Decision) -> dict[str, str]:
     values = decision.model_dump()
     tags = {tag: str(values[field])[:_TAG_LIMIT] for field, tag in _FIELDS.items() if values[field] is not None}
+    if decision.versions:
+        tags[_VERSIONS] = " ".join(decision.versions)[:_TAG_LIMIT]
     return {**tags, REASON: decision.reason[:_TAG_LIMIT]}
 
 

@@ -11,7 +11,7 @@ from configs.schema import GateConfig
 from gate.policy import Evidence
 from gate.rule import Check
 
-Outcome = Literal["would_promote", "promoted", "forced", "blocked", "rolled_back"]
+Outcome = Literal["would_promote", "promoted", "forced", "blocked", "rolled_back", "would_prune", "pruned"]
 
 
 class GateUsageError(UsageError):
@@ -25,8 +25,9 @@ class Decision(BaseModel):
 
     decision: Outcome
     reason: str
-    action: Literal["check", "promote", "rollback"]
+    action: Literal["check", "promote", "rollback", "prune"]
     model_name: str
+    alias: Literal["production", "challenger"] = Field("production", description="The alias that is asked for.")
     run_id: str | None = Field(None, description="The candidate's trial run.")
     parent_run_id: str | None = None
     f1: float | None = None
@@ -36,6 +37,7 @@ class Decision(BaseModel):
     baseline_version: str | None = Field(None, description="The version in production when it was decided.")
     production_version: str | None = Field(None, description="The version in production afterwards.")
     changed: bool = Field(False, description="Whether the alias production moved.")
+    versions: list[str] = Field(default_factory=list, description="The versions that a prune removes, oldest first.")
     test_digest: str | None = None
     config_digest: str | None = Field(None, description="SHA-256 of the search's settings, as they are stored.")
     policy: GateConfig | None = Field(None, description="The settings under gate that it was decided by.")

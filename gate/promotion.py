@@ -1,32 +1,30 @@
-"""What the gate does: check, promote, roll back, and repair what an interrupted command left.
+"""What the gate does: check, promote, roll back, and tell how things stand.
 
-A change is a row of steps around one that users notice, the move of the alias ``production``. Until then everything
-can be undone, from then on everything is finished; ``_settle`` does either, here after an error and in ``repair`` after
-a crash. Promotions are not serialised across processes yet: ``_carry_out`` is the one place where a lock belongs.
+Scoring takes minutes and needs nobody to wait, so it comes before the lease of the model (``gate.lease``). With the
+lease held the decision is made again if anything it rests on has changed; then it is carried out (``gate.carry_out``).
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
+import shutil
 import tempfile
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from configs.exit_codes import CommandFailed
 from configs.schema import Settings
 from gate import audit, registry
-from gate.candidates import Candidate, active_run_id, find_candidate
+from gate.candidates import Candidate, find_candidate
+from gate.carry_out import carry_out, record, repair, settle_interrupted
 from gate.decision import Decision, GateUsageError
 from gate.judgement import Judgement, judge
+from gate.lease import Lease
 from serve_app import mlflow_client as names
-from serve_app.mlflow_client import PREVIOUS, PRODUCTION, Heartbeat
+from serve_app.mlflow_client import CHALLENGER, PREVIOUS, PRODUCTION
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
@@ -46,6 +44,7 @@ def check(
     ``settings``: default are those of the candidate's search. Raises GateUsageError, TrackingUnavailable.
     """
     candidate, settings = _resolve(client, settings, run_id, version, candidate)
+    registry.refuse_foreign(client, settings.tracking.model_name)
     with tempfile.TemporaryDirectory(prefix="trialgate-gate-") as folder:
         return judge(client, candidate, settings, Path(folder), "check", force=False).decision
 
@@ -57,44 +56,76 @@ def promote(
     version: str | None = None,
     *,
     candidate: Candidate | None = None,
+    alias: Literal["production", "challenger"] = "production",
     force: bool = False,
     reason: str | None = None,
 ) -> Decision:
-    """Decides, and if the candidate passes registers it (unless a version has its weights) and makes it production.
+    """Decides, and if the candidate passes registers it (unless a version has its weights) and gives it the alias.
 
-    A decision, blocked ones too, is recorded as a run of its own and on the candidate's run. ``force`` (with a
-    ``reason``) overrides a verdict or a production model that cannot be scored, never a candidate without a score.
-    What is production already stays so, and nothing is recorded. Raises as ``check`` does.
+    As ``challenger`` it must pass the same rule, and production stays as it is. A decision, blocked ones too, is
+    recorded as a run of its own and on the candidate's run. ``force`` (with a ``reason``) overrides a verdict or a
+    production model that cannot be scored, never a candidate without a score. What has the alias already keeps it, and
+    nothing is recorded. Raises as ``check`` does, and as ``Lease``.
     """
     if force and not (reason or "").strip():
         raise GateUsageError("--force needs a reason for the record: add --reason TEXT")
     repair(client)
     candidate, settings = _resolve(client, settings, run_id, version, candidate)
-    with tempfile.TemporaryDirectory(prefix="trialgate-gate-") as folder:
-        judged = judge(client, candidate, settings, Path(folder), "promote", force=force)
-        decision = judged.decision.model_copy(update={"forced_reason": reason})
+    name = settings.tracking.model_name
+    registry.refuse_foreign(client, name)
+    with tempfile.TemporaryDirectory(prefix="trialgate-gate-") as temporary:
+        folder = Path(temporary)
+        seen = registry.state(client, name)
+        decision, judged = _judged(client, candidate, settings, folder / "first", alias, force, reason)
         if decision.decision == "blocked":
-            return _record(client, decision)
-        if judged.version is not None and str(judged.version.version) == decision.baseline_version:
-            return decision.model_copy(
-                update={
-                    "decision": "promoted",
-                    "reason": f"version {judged.version.version} is already production; {decision.reason}",
-                }
-            )
-        return _carry_out(client, decision, candidate, judged)
+            return record(client, decision)
+        if _has_alias(client, decision):
+            return _unchanged(decision)
+        with Lease(client, name, f"the promotion of {candidate.what} by {audit.who()}") as lease:
+            settle_interrupted(client, lease)
+            if registry.state(client, name) != seen:
+                logger.info("model %s has changed since %s was judged: it is judged again", name, candidate.what)
+                shutil.rmtree(folder / "first")
+                candidate = _looked_up_again(client, candidate)
+                decision, judged = _judged(client, candidate, settings, folder / "again", alias, force, reason)
+            if decision.decision != "blocked" and not _has_alias(client, decision):
+                return carry_out(
+                    client,
+                    lease,
+                    decision,
+                    experiment_id=candidate.experiment_id,
+                    register=lambda decision_id: _register(client, decision_id, candidate, judged),
+                )
+        return record(client, decision) if decision.decision == "blocked" else _unchanged(decision)
 
 
 def rollback(client: MlflowClient, model_name: str, to: str | None = None, reason: str | None = None) -> Decision:
-    """Production goes back to ``to`` (default: the version under ``previous``).
+    """Production goes back to ``to`` (default: the latest earlier production version that was not rolled back).
 
     Only to a version that was in production and was not itself rolled back; the one that is left is marked rolled
-    back. Without such a version the decision is blocked. Raises GateUsageError, TrackingUnavailable.
+    back. Without such a version the decision is blocked. Raises GateUsageError, TrackingUnavailable, and as ``Lease``.
     """
     repair(client)
+    registry.refuse_foreign(client, model_name)
     to = None if to is None else str(to)
-    current = registry.aliased(client, model_name, PRODUCTION)
-    left = None if current is None else str(current.version)
+    decision = _decide_rollback(client, model_name, to, reason)
+    if _goes_back(decision):
+        with Lease(client, model_name, f"a rollback by {audit.who()}") as lease:
+            settle_interrupted(client, lease)
+            decision = _decide_rollback(client, model_name, to, reason)
+            if _goes_back(decision):
+                return carry_out(client, lease, decision)
+    if decision.decision == "blocked" and registry.find_model(client, model_name) is not None:
+        return record(client, decision)
+    return decision  # nothing to do, or a model that never was: it has no history
+
+
+def _goes_back(decision: Decision) -> bool:
+    return decision.decision == "rolled_back" and decision.model_version != decision.baseline_version
+
+
+def _decide_rollback(client: MlflowClient, model_name: str, to: str | None, reason: str | None) -> Decision:
+    left = registry.aliases(client, model_name).get(PRODUCTION)  # its version may be gone, which is a reason to go back
     decision = Decision(decision="blocked", reason="", action="rollback", model_name=model_name,
                         baseline_version=left, production_version=left, forced_reason=reason)  # fmt: skip
     if to is not None and to == left:
@@ -103,6 +134,7 @@ def rollback(client: MlflowClient, model_name: str, to: str | None = None, reaso
         })  # fmt: skip
     target, problem = _rollback_target(client, model_name, left, to)
     if target is not None:
+        current = None if left is None else registry.get_version(client, model_name, left)
         decision = decision.model_copy(
             update={
                 "model_version": str(target.version),
@@ -112,72 +144,89 @@ def rollback(client: MlflowClient, model_name: str, to: str | None = None, reaso
                 "test_digest": target.tags.get(names.TEST_DIGEST),
             }
         )
-    if target is None and registry.find_model(client, model_name) is None:
-        return decision.model_copy(update={"reason": problem})  # a model that never was has no history
     if target is None or problem:
-        return _record(client, decision.model_copy(update={"reason": problem}))
-    what = f"from version {left} to version {target.version}"
-    what = f"{what}: {reason}" if reason else what
-    decision = decision.model_copy(update={"decision": "rolled_back", "reason": what})
-    return _carry_out(client, decision, None, None)
+        return decision.model_copy(update={"reason": problem})
+    what = f"from version {left}" if left else "from no production version"
+    what = f"{what} to version {target.version}" + (f": {reason}" if reason else "")
+    return decision.model_copy(update={"decision": "rolled_back", "reason": what})
 
 
 def _rollback_target(
     client: MlflowClient, model_name: str, left: str | None, to: str | None
 ) -> tuple[ModelVersion | None, str]:
     """The version to go back to, and what speaks against it (empty: nothing)."""
-    if to is not None:
-        target = registry.get_version(client, model_name, to)
-        if target is None:
-            raise GateUsageError(
-                f"version '{to}' of model '{model_name}' does not exist; there are: "
-                f"{_listed(registry.versions(client, model_name))}"
-            )
-        if names.ROLLED_BACK in target.tags:
-            return target, (
-                f"version {to} was itself rolled back: promote it with "
-                f"python -m gate promote --version {to} --force --reason TEXT"
-            )
-        if names.PRODUCTION_SINCE not in target.tags:
-            return target, (
-                f"version {to} was never in production: promote it with python -m gate promote --version {to}"
-            )
-    elif left is None:
-        return None, f"nothing to go back to: model '{model_name}' has no version in production"
-    else:
+    if to is None:
         target = registry.best_previous(client, model_name, left)
-        if target is None:
-            return None, (
-                f"nothing to go back to: no earlier production version of '{model_name}' is left that was "
-                "not rolled back"
-            )
+        if target is not None:
+            return target, ""
+        earlier = "version that was in production" if left is None else "earlier production version"
+        return None, f"nothing to go back to: no {earlier} of '{model_name}' is left that was not rolled back"
+    target = registry.get_version(client, model_name, to)
+    if target is None:
+        raise GateUsageError(
+            f"version '{to}' of model '{model_name}' does not exist; there are: "
+            f"{_listed(registry.versions(client, model_name))}"
+        )
+    if names.ROLLED_BACK in target.tags:
+        return target, (
+            f"version {to} was itself rolled back: promote it with "
+            f"python -m gate promote --version {to} --force --reason TEXT"
+        )
+    if names.PRODUCTION_SINCE not in target.tags:
+        return target, f"version {to} was never in production: promote it with python -m gate promote --version {to}"
     return target, ""
 
 
 def status(client: MlflowClient, model_name: str) -> dict[str, Any]:
-    """What is in production, what was before, and every decision, newest first. Repairs first."""
+    """What is in production, what was before, what challenges it, and every decision, newest first. Repairs first."""
     repair(client)
-    production = registry.aliased(client, model_name, PRODUCTION)
-    previous = registry.aliased(client, model_name, PREVIOUS)
-    model = registry.find_model(client, model_name)
+    held = {alias: registry.aliased(client, model_name, alias) for alias in (PRODUCTION, PREVIOUS, CHALLENGER)}
+    there = registry.find_model(client, model_name) is not None
     return {
         "model_name": model_name,
-        "production_version": str(production.version) if production else None,
-        "previous_version": str(previous.version) if previous else None,
-        "production": _described(production),
-        "previous": _described(previous),
-        "versions": [_described(version) for version in registry.versions(client, model_name)] if model else [],
+        **{f"{alias}_version": str(version.version) if version else None for alias, version in held.items()},
+        **{alias: _described(version) for alias, version in held.items()},
+        "versions": [_described(version) for version in registry.versions(client, model_name)] if there else [],
         "decisions": audit.history(client, model_name),
     }
 
 
-def repair(client: MlflowClient) -> list[str]:
-    """Finishes or undoes every decision whose process is gone. Returns what was done, in words."""
-    done = []
-    for run in audit.interrupted(client):
-        done.append(_settle(client, run))
-        logger.warning("repaired: %s", done[-1])
-    return done
+def _judged(
+    client: MlflowClient,
+    candidate: Candidate,
+    settings: Settings,
+    folder: Path,
+    alias: Literal["production", "challenger"],
+    force: bool,
+    reason: str | None,
+) -> tuple[Decision, Judgement]:
+    folder.mkdir()
+    judged = judge(client, candidate, settings, folder, "promote", force=force)
+    return judged.decision.model_copy(update={"alias": alias, "forced_reason": reason}), judged
+
+
+def _looked_up_again(client: MlflowClient, candidate: Candidate) -> Candidate:
+    """A registered candidate as it is now: it may have been rolled back or removed."""
+    if candidate.version is None:
+        return candidate
+    name, number = candidate.version.name, str(candidate.version.version)
+    version = registry.get_version(client, name, number)
+    if version is None:
+        raise GateUsageError(f"version {number} of model '{name}' was removed while it was judged")
+    return dataclasses.replace(candidate, version=version)
+
+
+def _has_alias(client: MlflowClient, decision: Decision) -> bool:
+    """Whether the candidate is what it was meant to become. UsageError: a challenger that is production."""
+    version = decision.model_version
+    if version is not None and decision.alias == CHALLENGER and version == decision.baseline_version:
+        raise GateUsageError(f"version {version} is production, so it cannot be the challenger of production too")
+    return version is not None and registry.aliases(client, decision.model_name).get(decision.alias) == version
+
+
+def _unchanged(decision: Decision) -> Decision:
+    what = f"version {decision.model_version} is already {decision.alias}; {decision.reason}"
+    return decision.model_copy(update={"decision": "promoted", "reason": what})
 
 
 def _resolve(
@@ -195,59 +244,21 @@ def _resolve(
     return candidate, settings or candidate.effective_settings()
 
 
-def _record(client: MlflowClient, decision: Decision) -> Decision:
-    """Records a blocked decision, in the history and on the candidate's run."""
-    decision = audit.begin(client, decision, None)
-    with _settled_on_error(client, decision):
-        _tag_candidate(client, decision)
-        audit.finish(client, decision)
-    return decision
-
-
-def _carry_out(
-    client: MlflowClient, decision: Decision, candidate: Candidate | None, judged: Judgement | None
-) -> Decision:
-    """Registers if need be, moves the alias, and records all of it."""
-    decision = audit.begin(client, decision, candidate.experiment_id if candidate else None)
-    assert decision.decision_id is not None
-    with Heartbeat(client, decision.decision_id), _settled_on_error(client, decision):
-        if decision.model_version is None:
-            assert candidate is not None
-            assert judged is not None
-            audit.step(client, decision, "register")
-            decision = _register(client, decision, candidate, judged)
-        assert decision.model_version is not None
-        _refuse_if_moved(client, decision)
-        audit.step(client, decision, "alias")
-        registry.promote_alias(client, decision.model_name, decision.model_version)
-        audit.step(client, decision, "complete")
-        return _complete(client, decision)
-
-
-def _refuse_if_moved(client: MlflowClient, decision: Decision) -> None:
-    """A promotion is judged against one production version; another process may have replaced it since."""
-    now = registry.aliased(client, decision.model_name, PRODUCTION)
-    if decision.action == "promote" and (now and str(now.version)) != decision.baseline_version:
-        before, after = decision.baseline_version or "none", now.version if now else "none"
-        raise CommandFailed(f"production of {decision.model_name} moved from version {before} to {after} while this "
-                            "promotion was decided: run it again")  # fmt: skip
-
-
-def _register(client: MlflowClient, decision: Decision, candidate: Candidate, judged: Judgement) -> Decision:
+def _register(client: MlflowClient, decision_id: str, candidate: Candidate, judged: Judgement) -> str:
     assert judged.folder is not None
-    assert decision.evidence is not None
-    score = decision.evidence.candidate
+    evidence = judged.decision.evidence
+    assert evidence is not None
+    score = evidence.candidate
     assert score is not None
     assert candidate.run_id is not None
     assert candidate.experiment_id is not None
-    assert decision.decision_id is not None
     version = registry.register(
         client,
-        decision.model_name,
+        judged.decision.model_name,
         judged.folder,
         run_id=candidate.run_id,
         experiment_id=candidate.experiment_id,
-        decision_id=decision.decision_id,
+        decision_id=decision_id,
         tags={
             names.VERSION_F1: repr(score.f1),
             names.F1_DEFINITION: score.key.f1_definition,
@@ -256,98 +267,7 @@ def _register(client: MlflowClient, decision: Decision, candidate: Candidate, ju
             names.WEIGHTS_DIGEST: score.key.weights_digest,
         },
     )
-    return decision.model_copy(update={"model_version": str(version.version)})
-
-
-@contextlib.contextmanager
-def _settled_on_error(client: MlflowClient, decision: Decision) -> Iterator[None]:
-    """Whatever goes wrong inside, the decision is finished or undone. If not even that works, the next gate command
-    does it once this process is gone."""
-    assert decision.decision_id is not None
-    try:
-        yield
-    except BaseException:
-        try:
-            logger.warning("interrupted: %s", _settle(client, client.get_run(decision.decision_id)))
-        except Exception as error:  # noqa: BLE001 - the first error is the one to tell
-            logger.warning("decision %s could not be undone now (%s): the next gate command does it",
-                           decision.decision_id, error)  # fmt: skip
-        raise
-
-
-def _settle(client: MlflowClient, run: Run) -> str:
-    """Finishes a decision whose alias has moved, undoes any other. Returns what was done, in words."""
-    tags, decision_id = run.data.tags, run.info.run_id
-    name, intent = tags[names.MODEL_NAME], tags.get(audit.INTENT)
-    decision = audit.load(client, decision_id)
-    if decision is not None and intent == "blocked":
-        _tag_candidate(client, decision)
-        audit.finish(client, decision)
-        return f"decision {decision_id} (blocked) is recorded"
-    production = registry.aliased(client, name, PRODUCTION)
-    if decision is not None and production is not None:
-        made_here = production.tags.get(registry.REGISTERED_BY) == decision_id
-        if made_here or str(production.version) == decision.model_version:
-            decision = decision.model_copy(update={"model_version": str(production.version)})
-            _complete(client, decision)
-            return f"decision {decision_id} ({intent}) is finished: version {production.version} is production"
-    experiment = tags.get(audit.CANDIDATE_EXPERIMENT)
-    removed = registry.unregister(client, name, [experiment] if experiment else [], decision_id)
-    what = f"interrupted before production changed; removed: {', '.join(removed) or 'nothing to remove'}"
-    audit.abandon(client, decision_id, what)
-    return f"decision {decision_id} ({intent}) is undone: {what}"
-
-
-def _complete(client: MlflowClient, decision: Decision) -> Decision:
-    """Everything that follows the move of the alias. Doing it again changes nothing."""
-    name, version, decision_id = decision.model_name, decision.model_version, decision.decision_id
-    assert version is not None
-    assert decision_id is not None
-    if decision.baseline_version is not None:
-        _leave(client, name, decision.baseline_version, rolled_back=decision.decision == "rolled_back")
-    new = client.get_model_version(name, version)
-    if new.tags.get(names.DECISION_ID) != decision_id:
-        tags = {names.PRODUCTION_SINCE: audit.now()}
-        if decision.decision != "rolled_back" and decision.f1 is not None:
-            tags |= {names.VERSION_F1: repr(decision.f1), names.TEST_DIGEST: decision.test_digest or ""}
-        for key, value in {**tags, names.DECISION_ID: decision_id}.items():
-            client.set_model_version_tag(name, version, key, value)
-    if names.ROLLED_BACK in new.tags:  # it was forced back: it counts as production again
-        client.delete_model_version_tag(name, version, names.ROLLED_BACK)
-    registry.renew_previous(client, name, version)
-    decision = decision.model_copy(update={"production_version": version, "changed": True})
-    _tag_candidate(client, decision)
-    audit.finish(client, decision)
-    return decision
-
-
-def _leave(client: MlflowClient, name: str, version: str, *, rolled_back: bool) -> None:
-    """Marks the version that was in production until now."""
-    old = registry.get_version(client, name, version)
-    if old is None:
-        return
-    if names.PRODUCTION_SINCE not in old.tags:  # somebody set the alias by hand
-        since = datetime.fromtimestamp(old.creation_timestamp / 1000, UTC).isoformat(timespec="microseconds")
-        client.set_model_version_tag(name, version, names.PRODUCTION_SINCE, since)
-    if rolled_back and names.ROLLED_BACK not in old.tags:
-        client.set_model_version_tag(name, version, names.ROLLED_BACK, audit.now())
-
-
-def _tag_candidate(client: MlflowClient, decision: Decision) -> None:
-    """Puts the decision where people look first: on the candidate's run, and on its search's if it is the best."""
-    from mlflow.entities import RunTag
-
-    if decision.action == "rollback":
-        return
-    tags = {
-        names.DECISION: decision.decision,
-        names.DECISION_ID: decision.decision_id or "",
-        f"{names.DECISION}_reason": decision.reason[:1000],
-    }
-    run_ids = [active_run_id(client, decision.run_id), active_run_id(client, decision.parent_run_id)]
-    for run_id in filter(None, run_ids):
-        if run_id == decision.run_id or client.get_run(run_id).data.tags.get(names.BEST_RUN) == decision.run_id:
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    return str(version.version)
 
 
 def _described(version: ModelVersion | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The model registry: versions, the two aliases, and registering a saved-model folder as a version.
+"""The model registry: versions, aliases, registering a saved-model folder as a version, and removing one.
 
 Everything goes through ``MlflowClient``, never through MLflow's global "active run".
 """
@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from configs.exit_codes import UsageError
 from serve_app import mlflow_client as names
 from serve_app.mlflow_client import NOT_FOUND, PREVIOUS, PRODUCTION, is_unreachable
 
@@ -51,11 +52,24 @@ def get_version(client: MlflowClient, name: str, version: str) -> ModelVersion |
 def aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     """The version under ``alias``, or None if no version has it.
 
-    An alias whose version cannot be read raises: that is not the same as none.
+    An alias that leads nowhere is not the same as none: UsageError.
     """
+    number = aliases(client, name).get(alias)
+    if number is None:
+        return None
+    version = get_version(client, name, number)
+    if version is None:
+        raise UsageError(
+            f"the alias '{alias}' of model '{name}' points at version {number}, which does not exist: go back "
+            "(python -m gate rollback), or delete the alias in MLflow"
+        )
+    return version
+
+
+def aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    """Every alias of the model with its version; none if there is no such model."""
     model = find_model(client, name)
-    version = (model.aliases if model else {}).get(alias)
-    return None if version is None else client.get_model_version(name, str(version))
+    return {alias: str(version) for alias, version in (model.aliases if model else {}).items()}
 
 
 def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
@@ -63,11 +77,19 @@ def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     found: list[ModelVersion] = []
     token = None
     while True:
-        page = client.search_model_versions(f"name='{name}'", max_results=200, page_token=token)
+        page = client.search_model_versions(
+            f"name='{name}'", max_results=200, order_by=["version_number ASC"], page_token=token
+        )
         found.extend(page)
         token = page.token
         if not token:
-            return sorted(found, key=lambda version: int(version.version))
+            return found
+
+
+def state(client: MlflowClient, name: str) -> tuple[dict[str, str], list[str]]:
+    """Aliases and version numbers: what a judgement rests on, beside the candidate. Equal if nothing has changed."""
+    there = find_model(client, name) is not None
+    return aliases(client, name), [str(version.version) for version in versions(client, name)] if there else []
 
 
 def model_names(client: MlflowClient) -> list[str]:
@@ -76,10 +98,21 @@ def model_names(client: MlflowClient) -> list[str]:
     token = None
     while True:
         page = client.search_registered_models(max_results=200, page_token=token)
-        found.extend(model.name for model in page if names.KIND in (model.tags or {}))
+        found.extend(model.name for model in page if (model.tags or {}).get(names.KIND) == names.KIND_MODEL)
         token = page.token
         if not token:
             return sorted(found)
+
+
+def refuse_foreign(client: MlflowClient, name: str) -> None:
+    """UsageError if the registered model ``name`` has versions that are not Trialgate's. An empty one may be ours."""
+    model = find_model(client, name)
+    kind = model.tags.get(names.KIND) if model else names.KIND_MODEL
+    if kind != names.KIND_MODEL and versions(client, name):
+        raise UsageError(
+            f"the registered model '{name}' is another tool's: it has versions, and its tag {names.KIND} is {kind!r}, "
+            f"expected '{names.KIND_MODEL}'. Use another tracking.model_name, or set that tag to let Trialgate have it"
+        )
 
 
 def with_weights(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
@@ -90,25 +123,26 @@ def with_weights(client: MlflowClient, name: str, digest: str) -> ModelVersion |
     return same[-1] if same else None
 
 
-def best_previous(client: MlflowClient, name: str, production: str) -> ModelVersion | None:
+def best_previous(client: MlflowClient, name: str, production: str | None) -> ModelVersion | None:
     """The latest earlier production version that is not rolled back, or None."""
-    eligible = [version for version in versions(client, name) if str(version.version) != production
-                and names.PRODUCTION_SINCE in version.tags and names.ROLLED_BACK not in version.tags]  # fmt: skip
+    eligible = [version for version in versions(client, name)
+                if str(version.version) != production and can_go_back_to(version)]  # fmt: skip
     return max(eligible, key=lambda version: version.tags[names.PRODUCTION_SINCE], default=None)
 
 
-def renew_previous(client: MlflowClient, name: str, production: str) -> str | None:
-    """Lets the alias ``previous`` say what ``best_previous`` says. Returns that version."""
+def can_go_back_to(version: ModelVersion) -> bool:
+    """Whether ``rollback`` accepts the version: it was in production and was not itself rolled back."""
+    return names.PRODUCTION_SINCE in version.tags and names.ROLLED_BACK not in version.tags
+
+
+def renew_previous(client: MlflowClient, name: str, production: str) -> None:
+    """Lets the alias ``previous`` say what ``best_previous`` says."""
     target = best_previous(client, name, production)
-    model = find_model(client, name)
-    current = (model.aliases if model else {}).get(PREVIOUS)
-    if target is None:
-        if current is not None:
-            client.delete_registered_model_alias(name, PREVIOUS)
-        return None
-    if str(current) != str(target.version):
+    current = aliases(client, name).get(PREVIOUS)
+    if target is None and current is not None:
+        client.delete_registered_model_alias(name, PREVIOUS)
+    elif target is not None and current != str(target.version):
         client.set_registered_model_alias(name, PREVIOUS, str(target.version))
-    return str(target.version)
 
 
 def register(
@@ -129,12 +163,15 @@ def register(
     from mlflow.exceptions import MlflowException
 
     mark = {REGISTERED_BY: decision_id}
-    if find_model(client, name) is None:
+    model = find_model(client, name)
+    if model is None:
         try:
             client.create_registered_model(name, tags={names.KIND: names.KIND_MODEL, **mark})
         except MlflowException as error:  # somebody else was faster
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+    elif names.KIND not in model.tags:  # made by hand and empty, for instance to give rights on it
+        client.set_registered_model_tag(name, names.KIND, names.KIND_MODEL)
     logged = client.create_logged_model(experiment_id, name="model", source_run_id=run_id, tags={**tags, **mark})
     with tempfile.TemporaryDirectory(prefix="trialgate-model-") as temporary:
         path = Path(temporary) / "model"
@@ -169,6 +206,27 @@ def unregister(client: MlflowClient, name: str, experiment_ids: list[str], decis
         client.delete_registered_model(name)
         removed.append(f"registered model {name}")
     return removed
+
+
+def remove(client: MlflowClient, name: str, version: str) -> None:
+    """Deletes a version and, first, the logged model that the gate made for it. Doing it again changes nothing.
+
+    MLflow keeps the files of a deleted logged model until ``mlflow gc``.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = get_version(client, name, version)
+    if found is None:
+        return
+    logged = (found.source or "").removeprefix("models:/")
+    users = [version for version in versions(client, name) if version.source == found.source]
+    if REGISTERED_BY in found.tags and logged.startswith("m-") and len(users) == 1:
+        try:
+            client.delete_logged_model(logged)
+        except MlflowException as error:
+            if error.error_code not in NOT_FOUND or is_unreachable(error):
+                raise
+    client.delete_model_version(name, version)
 
 
 def save_pyfunc(folder: Path, path: Path, *, run_id: str | None = None, model_id: str | None = None) -> None:
@@ -216,6 +274,6 @@ def requirements() -> list[str]:
     return [f"{package}=={importlib.metadata.version(package).partition('+')[0]}" for package in _REQUIREMENTS]
 
 
-def promote_alias(client: MlflowClient, name: str, version: str) -> None:
-    """Makes ``version`` production. The one call that users notice; everything before it can be undone."""
-    client.set_registered_model_alias(name, PRODUCTION, version)
+def promote_alias(client: MlflowClient, name: str, version: str, alias: str = PRODUCTION) -> None:
+    """Gives ``alias`` to ``version``. The one call that users notice; everything before it can be undone."""
+    client.set_registered_model_alias(name, alias, version)

@@ -25,12 +25,12 @@ from serve_app import mlflow_client
 
 def run_pipeline(settings: Settings, resume: str | None = None) -> tuple[SearchResult, Decision]:
     """Searches, then lets the best trial through the gate or not. Raises what ``run_search`` and the gate raise."""
-    from gate import promotion  # brings torch, for which --help and a refused config need not wait
+    from gate import carry_out, promotion  # brings torch, for which --help and a refused config need not wait
 
     load_suites(settings.gate.behaviour_suites)  # a wrong path is told now, not when the search is over
     result = run_search(settings, resume)
     client = mlflow_client.connect(settings.tracking)
-    for line in promotion.repair(client):
+    for line in carry_out.repair(client):
         say(line)
     say("gate: scoring the best trial on the frozen test split")
     decision = promotion.promote(client, settings, run_id=result.parent_run_id)

@@ -99,7 +99,7 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
         tracker = open_tracker(client, experiment_id, settings, dataset, name, storage, resume=resume is not None)
         try:
             say(f"search {name}: {settings.search.trials} trials, {concurrent} at a time, run {tracker.parent_run_id}")
-            with mlflow_client.Heartbeat(client, tracker.parent_run_id):
+            with mlflow_client.Heartbeat.of_run(client, tracker.parent_run_id):
                 run_trials(settings, data, tracker, name, storage, concurrent, earlier.trials)
                 finish(tracker, name, settings)
         except (AllTrialsFailed, TrackingUnavailable):

@@ -14,7 +14,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -35,6 +35,7 @@ KIND_TRIAL: Final = "trial"
 KIND_DATASET: Final = "dataset"
 KIND_DECISION: Final = "decision"
 KIND_MODEL: Final = "model"
+KIND_LEASE: Final = "lease"  # a registered model that is none: its versions are tickets of ``gate.lease``
 PARENT_RUN: Final = "mlflow.parentRunId"
 SEARCH_NAME: Final = "trialgate.search"
 TRIAL_ID: Final = "trialgate.trial_id"
@@ -60,6 +61,7 @@ ROLLED_BACK: Final = "trialgate.rolled_back"
 
 PRODUCTION: Final = "production"
 PREVIOUS: Final = "previous"
+CHALLENGER: Final = "challenger"  # passed the gate and waits beside production
 SETTINGS_FILE: Final = "settings.json"
 TEST_FILE: Final = "test.parquet"
 
@@ -241,17 +243,28 @@ def is_orphan(tags: Mapping[str, str], now: float | None = None) -> bool:
     On the owner's own machine the process table decides; from elsewhere a heartbeat older than
     ``HEARTBEAT_LIMIT_SECONDS`` does. A run without these tags is somebody else's: never an orphan.
     """
-    owner, heartbeat = tags.get(OWNER, "").split("/"), tags.get(HEARTBEAT)
-    if len(owner) != 4 or heartbeat is None:
+    heartbeat = tags.get(HEARTBEAT)
+    if len(tags.get(OWNER, "").split("/")) != 4 or heartbeat is None:
         return False
-    boot, namespace, pid, started = owner
-    if boot and [boot, namespace] == _owner().split("/")[:2]:
-        return _start_time(pid) != started
+    gone = is_owner_gone(tags)
+    if gone is not None:
+        return gone
     try:
         age = (time.time() if now is None else now) - float(heartbeat)
     except ValueError:
         return False
     return age > HEARTBEAT_LIMIT_SECONDS
+
+
+def is_owner_gone(tags: Mapping[str, str]) -> bool | None:
+    """What the process table says of the process in the tag OWNER; None where this machine's cannot know it.
+
+    A process that is there may still be stopped.
+    """
+    owner = tags.get(OWNER, "").split("/")
+    if len(owner) != 4 or not owner[0] or owner[:2] != _owner().split("/")[:2]:
+        return None
+    return _start_time(owner[2]) != owner[3]
 
 
 def _owner() -> str:
@@ -273,12 +286,20 @@ def _start_time(pid: str) -> str:
 
 
 class Heartbeat:
-    """Context manager that renews a run's HEARTBEAT tag from a daemon thread. Never raises into its caller."""
+    """Context manager that renews a HEARTBEAT tag from a daemon thread. Never raises into its caller.
 
-    def __init__(self, client: MlflowClient, run_id: str, interval_s: float = HEARTBEAT_SECONDS) -> None:
-        self._client, self._run_id, self._interval_s = client, run_id, interval_s
+    ``renew`` writes the tag's new value, unix seconds as text; ``what`` is what messages call its owner.
+    """
+
+    def __init__(self, renew: Callable[[str], object], what: str, interval_s: float = HEARTBEAT_SECONDS) -> None:
+        self._renew, self._what, self._interval_s = renew, what, interval_s
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{run_id[:8]}", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat of {what}", daemon=True)
+
+    @classmethod
+    def of_run(cls, client: MlflowClient, run_id: str) -> Heartbeat:
+        """The heartbeat of a RUNNING run that was created with ``owner_tags``."""
+        return cls(lambda value: client.set_tag(run_id, HEARTBEAT, value), f"run {run_id}")
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
@@ -293,9 +314,9 @@ class Heartbeat:
         warned = False
         while not self._stop.wait(self._interval_s):
             try:
-                self._client.set_tag(self._run_id, HEARTBEAT, f"{time.time():.0f}")
+                self._renew(f"{time.time():.3f}")
                 warned = False
             except Exception as error:  # noqa: BLE001 - whatever the tracking server does, the work goes on
                 if not warned:
-                    logger.warning("the heartbeat of run %s could not be written: %s", self._run_id, error)
+                    logger.warning("the heartbeat of %s could not be written: %s", self._what, error)
                 warned = True

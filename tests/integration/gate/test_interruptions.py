@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,14 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from gate import audit, promotion, registry
+from gate import audit, carry_out, lease, promotion, prune, registry
 from serve_app import mlflow_client as names
 from tests.integration.gate.conftest import Gate
 from tests.integration.gate.world import World
 from tests.tiny import write_tiny_model
 
 NAME = "trialgate-classifier"
+LEASE = f"{NAME}{lease.SUFFIX}"
 DEAD = f"{'/'.join(names.owner_tags()[names.OWNER].split('/')[:2])}/999999999/1"
 SERVER_IS_SLOW = pytest.mark.parametrize(
     "tracking_uri", ["sqlite", pytest.param("server", marks=pytest.mark.slow)], indirect=True
@@ -28,8 +32,8 @@ _READS = ("get_", "search_", "list_", "download_", "tracking_uri")
 
 
 class Dying:
-    """A client whose machine is lost at write number ``at`` after a decision's run was opened (0: the opening itself):
-    that call and all after it never arrive."""
+    """A client whose machine is lost at write number ``at`` after the judgement (0: the first, which makes or takes the
+    lease): that call and all after it never arrive. Heartbeats are not counted."""
 
     def __init__(self, client: MlflowClient, at: int) -> None:
         self._client, self._at, self.writes = client, at, 0
@@ -40,7 +44,8 @@ class Dying:
             return value
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if name == "create_run" or (self.writes and not name.startswith(_READS)):
+            main = threading.current_thread() is threading.main_thread()
+            if main and (name.startswith("create_") or (self.writes and not name.startswith(_READS))):
                 self.writes += 1
             if self.writes > self._at:
                 raise requests.ConnectionError("the network is gone")
@@ -49,11 +54,26 @@ class Dying:
         return call
 
 
-def _orphan_everything(client: MlflowClient) -> None:
-    """The process that was cut off is this one; only in the test it is still alive."""
-    experiment = client.get_experiment_by_name(audit.EXPERIMENT)
-    for run in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'") if experiment else []:
-        client.set_tag(run.info.run_id, names.OWNER, DEAD)
+def _cut_off(client: MlflowClient, command: Callable[[Any], object]) -> Iterator[None]:
+    """Runs the command with its machine lost at each of its writes in turn, until it is through without. Yields after
+    each, when nobody lives who could go on with it."""
+    for at in range(100):
+        dying = Dying(client, at)
+        with contextlib.suppress(requests.ConnectionError):
+            command(dying)
+        # The process that was cut off is this one; only in the test it is still alive.
+        experiment = client.get_experiment_by_name(audit.EXPERIMENT)
+        for run in (
+            client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'") if experiment else []
+        ):
+            client.set_tag(run.info.run_id, names.OWNER, DEAD)
+        for ticket in client.search_model_versions(f"name = '{LEASE}' and tags.`{lease.STATE}` = '{lease.OPEN}'"):
+            client.set_model_version_tag(LEASE, str(ticket.version), names.OWNER, DEAD)
+        yield
+        if dying.writes <= at:
+            assert at > 8
+            return
+    raise AssertionError("the command never gets through")
 
 
 def _assert_whole(world: World, before: str | None, after: str, candidate: str) -> bool:
@@ -86,23 +106,19 @@ def test_promotion_cut_off_at_every_write(world: World, models: dict[str, Path],
     client: Any = world.client
     assert promotion.promote(client, run_id=world.trial(models["good"])).passed
     before, outcomes = "1", []
-    for at in range(100):
-        candidate = world.trial(write_tiny_model(tmp_path / f"model-{at}", seed=at))
-        dying: Any = Dying(client, at)
-        try:
-            promotion.promote(dying, run_id=candidate, force=True, reason="r")
-        except requests.ConnectionError:
-            _orphan_everything(client)
-            promotion.repair(client)
-            assert promotion.repair(client) == []
-            after = str(max(int(v.version) for v in registry.versions(client, NAME)))
-            outcomes.append(_assert_whole(world, before, after, candidate))
-            before = after
-        else:
-            break
-    assert promotion.promote(client, run_id=candidate).changed is False
-    assert dying.writes == at
-    assert len(outcomes) > 10
+    candidates = []
+
+    def promote(dying: Any) -> None:
+        candidates.append(world.trial(write_tiny_model(tmp_path / f"model-{len(candidates)}", seed=len(candidates))))
+        promotion.promote(dying, run_id=candidates[-1], force=True, reason="r")
+
+    for _ in _cut_off(client, promote):
+        carry_out.repair(client)
+        assert carry_out.repair(client) == []
+        after = str(max(int(v.version) for v in registry.versions(client, NAME)))
+        outcomes.append(_assert_whole(world, before, after, candidates[-1]))
+        before = after
+    assert promotion.promote(client, run_id=candidates[-1]).changed is False
     assert outcomes == sorted(outcomes)  # until one write nothing happens, from then on everything
     assert {True, False} == set(outcomes)
 
@@ -113,28 +129,76 @@ def test_rollback_cut_off_at_every_write(world: World, models: dict[str, Path]) 
     for name in ("good", "bad", "good-too"):
         promotion.promote(client, run_id=world.trial(models[name]), force=True, reason="r")
     outcomes = []
-    for at in range(100):
-        dying: Any = Dying(client, at)
-        try:
-            promotion.rollback(dying, NAME)
-        except requests.ConnectionError:
-            _orphan_everything(client)
-            promotion.repair(client)
-            status = promotion.status(client, NAME)
-            rolled_back = [v["version"] for v in status["versions"] if v["rolled_back"]]
-            happened = status["production_version"] == "2"
-            assert rolled_back == (["3"] if happened else [])
-            assert status["production_version"] == ("2" if happened else "3")
-            assert status["previous_version"] == ("1" if happened else "2")
-            assert status["decisions"][0]["decision"] in (
-                ("rolled_back",) if happened else (audit.UNDONE, "promoted", "forced")
-            )
-            outcomes.append(happened)
-            if happened:
-                assert promotion.promote(client, settings=world.settings, version="3", force=True, reason="r").passed
-        else:
-            break
+    for _ in _cut_off(client, lambda dying: promotion.rollback(dying, NAME)):
+        status = promotion.status(client, NAME)
+        rolled_back = [v["version"] for v in status["versions"] if v["rolled_back"]]
+        happened = status["production_version"] == "2"
+        assert rolled_back == (["3"] if happened else [])
+        assert status["production_version"] == ("2" if happened else "3")
+        assert status["previous_version"] == ("1" if happened else "2")
+        assert status["decisions"][0]["decision"] in (
+            ("rolled_back",) if happened else (audit.UNDONE, "promoted", "forced")
+        )
+        outcomes.append(happened)
+        if happened:
+            assert promotion.promote(client, settings=world.settings, version="3", force=True, reason="r").passed
     assert outcomes == sorted(outcomes)
+    assert {True, False} == set(outcomes)
+
+
+def test_challenger_cut_off_at_every_write(world: World, models: dict[str, Path], tmp_path: Path) -> None:
+    client: Any = world.client
+    promotion.promote(client, run_id=world.trial(models["good"]))
+    candidates = []
+
+    def promote(dying: Any) -> None:
+        candidates.append(world.trial(write_tiny_model(tmp_path / f"model-{len(candidates)}", seed=len(candidates))))
+        promotion.promote(dying, run_id=candidates[-1], alias="challenger", force=True, reason="r")
+
+    outcomes, before = [], None
+    for _ in _cut_off(client, promote):
+        status = promotion.status(client, NAME)
+        challenger, newest = status["challenger_version"], status["decisions"][0]
+        happened = challenger != before
+        assert (status["production_version"], status["previous_version"]) == ("1", None)
+        tags = client.get_run(candidates[-1]).data.tags
+        assert tags.get(names.DECISION) == ("forced" if happened else None)
+        if happened:
+            assert (newest["model_version"], newest["alias"]) == (challenger, "challenger")
+            assert status["challenger"]["decision_id"] == newest["decision_id"]
+        assert len(status["versions"]) == 1 + sum(outcomes) + happened
+        assert len(client.search_logged_models([world.experiment_id])) == len(status["versions"])
+        outcomes.append(happened)
+        before = challenger
+    assert outcomes == sorted(outcomes)
+    assert {True, False} == set(outcomes)
+
+
+def test_prune_cut_off_at_every_write(world: World, tmp_path: Path) -> None:
+    client: Any = world.client
+
+    def promote_one_more() -> list[str]:
+        seed = len(list(tmp_path.glob("model-*")))
+        model = write_tiny_model(tmp_path / f"model-{seed}", seed=seed)
+        promotion.promote(client, run_id=world.trial(model), force=True, reason="r")
+        return [str(version.version) for version in registry.versions(client, NAME)]
+
+    there = [promote_one_more() for _ in range(3)][-1]
+    outcomes = []
+    for _ in _cut_off(client, lambda dying: prune.prune(dying, NAME, keep=1)):
+        status = promotion.status(client, NAME)
+        left = [version["version"] for version in status["versions"]]
+        happened = left != there
+        assert left == (there[1:] if happened else there)
+        assert left[-2:] == [status["previous_version"], status["production_version"]]
+        newest = status["decisions"][0]
+        if happened:
+            assert (newest["decision"], newest["versions"]) == ("pruned", there[:1])
+        else:
+            assert newest["decision"] in ("promoted", "forced", audit.UNDONE)
+        assert len(client.search_logged_models([world.experiment_id])) == len(left)
+        outcomes.append(happened)
+        there = promote_one_more() if happened else there
     assert {True, False} == set(outcomes)
 
 
@@ -149,7 +213,7 @@ def test_error_in_the_middle_is_undone_at_once(
         patched.setattr(registry, "promote_alias", fails)
         with pytest.raises(RuntimeError, match="no alias today"):
             promotion.promote(world.client, run_id=candidate)
-    assert world.client.search_registered_models() == []
+    assert registry.model_names(world.client) == []
     assert world.client.search_logged_models([world.experiment_id]) == []
     assert [entry["decision"] for entry in audit.history(world.client, NAME)] == [audit.UNDONE]
     assert promotion.promote(world.client, run_id=candidate).decision == "promoted"
@@ -180,10 +244,10 @@ def test_running_decision_of_a_live_process_is_left_alone(world: World, models: 
     experiment = names.ensure_experiment(world.client, audit.EXPERIMENT)
     tags = {names.KIND: names.KIND_DECISION, names.MODEL_NAME: NAME, audit.INTENT: "promoted", **names.owner_tags()}
     run_id = world.client.create_run(experiment, tags=tags).info.run_id
-    assert promotion.repair(world.client) == []
+    assert carry_out.repair(world.client) == []
     assert world.client.get_run(run_id).info.status == "RUNNING"
     world.client.set_tag(run_id, names.OWNER, "another-machine/1/2/3")
-    assert promotion.repair(world.client) == []  # its heartbeat is fresh
+    assert carry_out.repair(world.client) == []  # its heartbeat is fresh
     world.client.set_tag(run_id, names.HEARTBEAT, "1000")
-    assert len(promotion.repair(world.client)) == 1
+    assert len(carry_out.repair(world.client)) == 1
     assert world.client.get_run(run_id).info.status == "KILLED"
