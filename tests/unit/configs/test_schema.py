@@ -242,9 +242,7 @@ def _space(key: str, **dimension: Any) -> dict[str, Any]:
             ["gate.behaviour_suites", "negation"],
             id="least pass rates of no suite",
         ),
-        pytest.param(
-            {"gate": {"min_behaviour": {"negation": 90}}}, ["gate.min_behaviour.negation"], id="a pass rate over 1"
-        ),
+        pytest.param({"gate": {"min_behaviour": {"case": 90}}}, ["gate.min_behaviour.case"], id="a rate over 1"),
         pytest.param({"tracking": {"model_name": "a/b"}}, ["tracking.model_name"], id="a slash in the model's name"),
         pytest.param({"search": {"name": "../x"}}, ["search.name"], id="a path as the search's name"),
         pytest.param({"search": {"time_budget": "soon"}}, ["search.time_budget", "'soon'", "1h30m"], id="no time"),
