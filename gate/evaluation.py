@@ -143,14 +143,14 @@ def evaluate(
     of_true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     bins = reliability(labels, probabilities)
     per_class = {
-        name: ClassScore(**values, f1_interval=_f1_interval(confusion, label_names.index(name)))
+        name: ClassScore(**values, f1_interval=f1_interval_of(confusion, label_names.index(name)))
         for name, values in scores.pop("per_class").items()
     }
     return Score(
         key=key,
         labels=label_names,
         intervals={
-            "f1": _f1_interval(confusion, positive),
+            "f1": f1_interval_of(confusion, positive),
             "accuracy": _accuracy_interval(confusion),
             "log_loss": mean_interval(-np.log(np.clip(of_true_class, 1e-12, 1.0))),
         },
@@ -168,18 +168,19 @@ def evaluate(
     )
 
 
+def f1_interval_of(confusion: np.ndarray, positive: int | None) -> Interval:
+    """The F1 of a confusion matrix [classes, classes] with its interval. ``positive``: as in ``F1OfCells``."""
+    true, predicted = np.nonzero(confusion)  # with many classes most cells are empty
+    return interval(confusion[true, predicted], F1OfCells(true, predicted, len(confusion), positive))
+
+
 def _slice_score(name: str, confusion: np.ndarray, positive: int | None) -> SliceScore:
     return SliceScore(
         name=name,
         texts=int(confusion.sum()),
-        f1=_f1_interval(confusion, positive),
+        f1=f1_interval_of(confusion, positive),
         accuracy=float(np.trace(confusion) / confusion.sum()),
     )
-
-
-def _f1_interval(confusion: np.ndarray, positive: int | None) -> Interval:
-    true, predicted = np.nonzero(confusion)  # with many classes most cells are empty
-    return interval(confusion[true, predicted], F1OfCells(true, predicted, len(confusion), positive))
 
 
 def _accuracy_interval(confusion: np.ndarray) -> Interval:

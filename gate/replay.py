@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gate.comparison import Comparison, confusion_of, recomputed
 from gate.decision import Decision, GateUsageError
-from gate.evaluation import Score
+from gate.evaluation import Score, f1_interval_of
 from gate.policy import Evidence, judge_evidence
 from gate.statistics import expected_calibration_error
 from serve_app.inference.metrics import F1Definition, f1_from_confusion
@@ -80,6 +80,9 @@ def _changed_numbers(decision: Decision, evidence: Evidence) -> Iterator[str]:
             definition = F1Definition.from_key(score.key.f1_definition)
             found = f1_from_confusion(np.asarray(score.confusion), definition, score.labels)
             yield from _unlike(f"F1 of the {side} from its confusion matrix", score.f1, found)
+            positive = score.labels.index(definition.positive_label) if definition.positive_label is not None else None
+            again = f1_interval_of(np.asarray(score.confusion), positive)
+            yield from _unlike(f"F1 interval of the {side}", score.intervals["f1"], again)
             ece = expected_calibration_error(score.calibration)
             yield from _unlike(f"calibration error of the {side} from its bins", score.ece, ece)
             yield from _unlike(f"test split of the {side}", decision.test_digest, score.key.test_digest)
