@@ -52,7 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         try:
             suite = read_suite(_option(metafunc.config, "--suite") or SUITE)
         except SuiteError as error:
-            raise pytest.UsageError(str(error)) from None
+            pytest.fail(str(error), pytrace=False)
         metafunc.parametrize("capability", suite.capabilities)
 
 
