@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from configs.exit_codes import EXIT_CODES, ExitCode
 from configs.loading import ConfigError, describe_validation_error, load_settings
 from configs.schema import Settings, TrackingConfig
+from gate.behaviour import behaviour_lines
 from gate.console import run_command
 from gate.decision import Decision, GateUsageError
 from serve_app.mlflow_client import connect
@@ -186,6 +187,9 @@ def _decided(decision: Decision) -> Result:
         blocking = "ok" if check.passed else "overridden" if check.forced else "failed"
         mark = blocking if check.blocking else "info"
         lines.append(f"  [{mark}] {check.name}: {check.message}")
+    if decision.evidence and decision.evidence.behaviour:
+        minima = decision.policy.min_behaviour if decision.policy else {}
+        lines += [f"  {line}" for line in behaviour_lines(decision.evidence.behaviour, minima)]
     if decision.decision_id:
         lines.append(f"  recorded as run {decision.decision_id}")
     return document, lines, decision.exit_code

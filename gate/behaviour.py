@@ -148,28 +148,34 @@ def behaviour_checks(report: BehaviourReport, minima: Mapping[str, float]) -> li
     not, saying how it went or why it was not run. A capability that no suite tested fails."""
     checks = []
     for suite in report.suites:
-        if suite.not_applicable is None:
-            failed, cases = sum(test.failures for test in suite.tests), sum(test.cases for test in suite.tests)
-            message = f"suite {suite.name}: {cases - failed} of {cases} cases passed"
-        else:
-            message = f"suite {suite.name} does not apply: {suite.not_applicable}"
+        cases = sum(test.cases for test in suite.tests)
+        passed = cases - sum(test.failures for test in suite.tests)
         applies = suite.not_applicable is None
-        checks.append(Check(name=f"behaviour_suite: {suite.name}", passed=applies, message=message, blocking=False))
+        message = f"{passed} of {cases} cases passed" if applies else f"does not apply: {suite.not_applicable}"
+        checks.append(
+            Check(
+                name=f"behaviour_suite: {suite.name}",
+                passed=applies,
+                message=f"suite {suite.name}{':' if applies else ''} {message}",
+                value=passed / cases if cases else None,
+                blocking=False,
+            )
+        )
     tested = {capability.name: capability for capability in report.capabilities}
     for name, minimum in minima.items():
         found = tested.get(name)
+        rate = found.pass_rate if found else None
         if found is None:
-            passed = False
             message = (
                 f"gate.min_behaviour asks for {name}, which no suite tested; tested: {', '.join(tested) or 'nothing'}"
             )
         else:
-            passed = found.pass_rate >= minimum
             message = (
-                f"{name}: {found.cases - found.failures} of {found.cases} cases passed ({found.pass_rate:.3f}), "
-                f"{'at least' if passed else 'fewer than'} {minimum:g} of them"
+                f"{name}: {found.cases - found.failures} of {found.cases} cases passed ({found.pass_rate:.3f}); "
+                f"at least {minimum:g} is required"
             )
-        checks.append(Check(name=f"behaviour: {name}", passed=passed, message=message))
+        passes = rate is not None and rate >= minimum
+        checks.append(Check(name=f"behaviour: {name}", passed=passes, message=message, value=rate, limit=minimum))
     return checks
 
 

@@ -159,8 +159,9 @@ def test_checks_follow_from_the_report_alone() -> None:
         "behaviour: steadiness": (False, True),
         "behaviour: rhyme": (False, True),
     }
+    assert [(check.value, check.limit) for check in checks.values()] == [(7 / 9, None), (1, 1), (0, 0.1), (None, 0)]
     assert checks["behaviour_suite: own"].message == "suite own: 7 of 9 cases passed"
-    assert "0 of 2 cases passed (0.000), fewer than 0.1 of them" in checks["behaviour: steadiness"].message
+    assert "0 of 2 cases passed (0.000); at least 0.1 is required" in checks["behaviour: steadiness"].message
     assert "tested: words, steadiness, direction" in checks["behaviour: rhyme"].message
 
 
