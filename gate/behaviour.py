@@ -156,7 +156,7 @@ def behaviour_checks(report: BehaviourReport, minima: Mapping[str, float]) -> li
             Check(
                 name=f"behaviour_suite: {suite.name}",
                 passed=applies,
-                message=f"suite {suite.name}{':' if applies else ''} {message}",
+                message=message,
                 value=passed / cases if cases else None,
                 blocking=False,
             )

@@ -160,7 +160,7 @@ def test_checks_follow_from_the_report_alone() -> None:
         "behaviour: rhyme": (False, True),
     }
     assert [(check.value, check.limit) for check in checks.values()] == [(7 / 9, None), (1, 1), (0, 0.1), (None, 0)]
-    assert checks["behaviour_suite: own"].message == "suite own: 7 of 9 cases passed"
+    assert checks["behaviour_suite: own"].message == "7 of 9 cases passed"
     assert "0 of 2 cases passed (0.000); at least 0.1 is required" in checks["behaviour: steadiness"].message
     assert "tested: words, steadiness, direction" in checks["behaviour: rhyme"].message
 
