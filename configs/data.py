@@ -46,6 +46,11 @@ class DataConfig(Section):
     text_column: str = Field("text", min_length=1, description="Name of the column with the text.")
     label_column: str = Field("label", min_length=1, description="Name of the column with the label (name or id).")
     id_column: str | None = Field(None, description="Name of the column with a unique id; default: a content hash.")
+    slice_columns: list[str] = Field(
+        [],
+        description="Columns of the test split, each with at most 50 different values: the gate scores the texts of "
+        "each value apart too. For sources files, hub, and builtin, which has one: topic.",
+    )
     label_names: list[str] | None = Field(
         None, min_length=2, description="Class names in the order of their ids; default: from the source, else sorted."
     )
@@ -79,8 +84,22 @@ class DataConfig(Section):
                 )
         if self.source != "files" and self.test is not None:
             raise ValueError(f"data.test is for data.source 'files', found source '{self.source}': remove data.test")
+        self._check_slices()
         if self.label_names and len(set(self.label_names)) != len(self.label_names):
             raise ValueError(f"data.label_names has a name twice: {self.label_names}")
         if self.label_names and self.positive_label and self.positive_label not in self.label_names:
             raise ValueError(f"data.positive_label is '{self.positive_label}', expected one of {self.label_names}")
         return self
+
+    def _check_slices(self) -> None:
+        columns = self.slice_columns
+        if self.source == "aclimdb" and columns:
+            raise ValueError("data.slice_columns is for files with columns, which aclimdb has not: remove it")
+        if self.source == "builtin" and not set(columns) <= {"topic"}:
+            raise ValueError(f"data.slice_columns is {columns}, but the built-in data have one column for it: topic")
+        if len(set(columns)) != len(columns):
+            raise ValueError(f"data.slice_columns has a column twice: {columns}")
+        if taken := {self.text_column, self.label_column, self.id_column} & set(columns):
+            raise ValueError(
+                f"data.slice_columns has '{taken.pop()}', which is the text, the label or the id: remove it"
+            )

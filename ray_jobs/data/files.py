@@ -28,16 +28,24 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read; ``row_id`` None: the file has no ids."""
+    """Names of the columns to read; ``row_id`` None: the file has no ids. ``slices``: those to score by."""
 
     text: str
     label: str
     row_id: str | None = None
+    slices: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """The columns that a file must have."""
-        return [self.text, self.label, *([self.row_id] if self.row_id else [])]
+        return [self.text, self.label, *([self.row_id] if self.row_id else []), *self.slices]
+
+    def rows(self, values: Sequence[Sequence[Any]], name: str) -> Rows:
+        """The rows of the file ``name``, from the values of its columns in the order of ``names``."""
+        texts, labels, *others = values
+        ids = others.pop(0) if self.row_id else None
+        slices = dict(zip(self.slices, others, strict=True))
+        return Rows(texts=texts, labels=labels, ids=ids, parts=[(name, len(texts))], slices=slices)
 
 
 def read_files(urls: Sequence[str], columns: Columns, field: str) -> tuple[Rows, tuple[str, ...] | None]:
@@ -107,8 +115,7 @@ def _read_file(url: str, columns: Columns, field: str) -> tuple[Rows, tuple[str,
             values = _read_csv(file, columns, name, "\t" if file_format == "tsv" else ",")
     if not values[0]:
         raise DataError(f"{name} has no rows: correct {field}, or fill the file")
-    ids = values[2] if columns.row_id else None
-    return Rows(texts=values[0], labels=values[1], ids=ids, parts=[(name, len(values[0]))]), names
+    return columns.rows(values, name), names
 
 
 def _format_of(url: str, field: str) -> str:
@@ -126,13 +133,14 @@ def _format_of(url: str, field: str) -> str:
 
 def require_columns(columns: Columns, found: Sequence[str], name: str) -> None:
     """DataError when ``name`` does not have each of ``columns`` exactly once among its columns ``found``."""
-    for setting, column in (("text", columns.text), ("label", columns.label), ("id", columns.row_id)):
+    settings = [("text_column", columns.text), ("label_column", columns.label), ("id_column", columns.row_id)]
+    for setting, column in settings + [("slice_columns", column) for column in columns.slices]:
         if column is not None and column not in found:
             hint = ""
             if len(found) == 1 and re.search(r"[;\t|]", found[0]):
                 hint = " (a single column: is the separator not a comma?)"
             raise DataError(
-                f"{name} has no column '{column}'; found columns: {', '.join(found)}{hint}: set data.{setting}_column"
+                f"{name} has no column '{column}'; found columns: {', '.join(found)}{hint}: set data.{setting}"
             )
         if column is not None and list(found).count(column) > 1:
             raise DataError(f"{name} has the column '{column}' {list(found).count(column)} times: rename the others")

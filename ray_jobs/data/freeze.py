@@ -11,18 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_jobs.data.prepare import Split
+from serve_app.inference.digests import SLICE_PREFIX
 
 METADATA_KEY = b"trialgate"
 
 
 def write_test_parquet(split: Split, label_names: Sequence[str], path: str | Path) -> None:
-    """Writes ``split`` to the local ``path``: columns id, text (string) and label (int32, index into ``label_names``).
+    """Writes ``split`` to the local ``path``: columns id, text (string) and label (int32, index into ``label_names``),
+    and a string column ``slice:NAME`` for every slice column.
 
     The schema's metadata hold under ``trialgate`` the JSON ``{"digest": ..., "labels": [...]}``. Rows keep their
     order. The file appears under its name only when it is complete; missing folders are made.
     """
     described = json.dumps({"digest": split.digest, "labels": list(label_names)})
     columns = {"id": pa.string(), "text": pa.string(), "label": pa.int32()}
+    columns |= {SLICE_PREFIX + column: pa.string() for column in split.slices}
     schema = pa.schema(
         [pa.field(name, kind, nullable=False) for name, kind in columns.items()],
         metadata={METADATA_KEY: described.encode()},
@@ -30,7 +33,13 @@ def write_test_parquet(split: Split, label_names: Sequence[str], path: str | Pat
     # Chunked arrays: one string array holds at most 2 GiB of text.
     batches = [
         pa.record_batch(
-            [split.ids[start:end], split.texts[start:end], pa.array(split.labels[start:end], pa.int32())], schema=schema
+            [
+                split.ids[start:end],
+                split.texts[start:end],
+                pa.array(split.labels[start:end], pa.int32()),
+                *(values[start:end] for values in split.slices.values()),
+            ],
+            schema=schema,
         )
         for start, end in ((start, start + 10_000) for start in range(0, len(split), 10_000))
     ]

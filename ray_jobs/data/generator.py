@@ -54,9 +54,7 @@ def generate(
     ``label_noise`` is the share of labels whose sentiment is flipped; it changes no text. ``imbalance``: how many
     times as frequent as the last class the first one is. About 50,000 texts per second and core.
     """
-    classes = len(class_names(task))
-    weights = [imbalance ** (place / (classes - 1)) for place in range(classes)]  # of the last class, ..., of the first
-    shares = [below / sum(weights) for below in accumulate(weights)][:-1]
+    shares = _shares(task, imbalance)
     texts, labels = [], []
     for index in range(start, start + count):
         text, label = _review(Random((seed << 33) | index).random, label_noise, shares, task)
@@ -65,11 +63,29 @@ def generate(
     return texts, labels
 
 
-def _review(draw: _Draw, label_noise: float, shares: Sequence[float], task: str) -> tuple[str, int]:
+def topics(count: int, seed: int, *, start: int = 0, task: str = "sentiment", imbalance: float = 1.0) -> list[str]:
+    """What the texts of ``generate`` with the same arguments are about, one of TOPICS each."""
+    shares = _shares(task, imbalance)
+    drawn = (_kind(Random((seed << 33) | index).random, 0.0, shares, task) for index in range(start, start + count))
+    return [TOPICS[topic] for _, _, topic in drawn]
+
+
+def _shares(task: str, imbalance: float) -> list[float]:
+    classes = len(class_names(task))
+    weights = [imbalance ** (place / (classes - 1)) for place in range(classes)]  # of the last class, ..., of the first
+    return [below / sum(weights) for below in accumulate(weights)][:-1]
+
+
+def _kind(draw: _Draw, label_noise: float, shares: Sequence[float], task: str) -> tuple[bool, int, int]:
+    """The first draws of a text: whether its label is flipped, its class before that, the index of its topic."""
     flipped = draw() < label_noise
     label = len(shares) - bisect_right(shares, draw())
-    polarity = label % 2
-    words = WORDS[int(draw() * len(WORDS)) if task == "sentiment" else label // 2]
+    return flipped, label, int(draw() * len(WORDS)) if task == "sentiment" else label // 2
+
+
+def _review(draw: _Draw, label_noise: float, shares: Sequence[float], task: str) -> tuple[str, int]:
+    flipped, label, topic = _kind(draw, label_noise, shares, task)
+    polarity, words = label % 2, WORDS[topic]
     right, wrong = words[polarity], words[1 - polarity]
     argument = _argument(draw, right, wrong)
     sentences = _neutral_sentences(draw, right)

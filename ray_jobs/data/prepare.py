@@ -8,8 +8,9 @@ Everything is decided by content: the same rows in any order give the same three
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,16 +25,21 @@ from serve_app.inference.digests import content_id, split_digest
 from serve_app.inference.metrics import F1Definition
 
 _CONFLICTS_SHOWN = 5
+_MOST_SLICES = 50
 
 
 @dataclass(frozen=True)
 class Split:
-    """Texts with ids and class ids (int64), in the canonical order: by content id, which is as good as shuffled."""
+    """Texts with ids and class ids (int64), in the canonical order: by content id, which is as good as shuffled.
+
+    ``slices``: for each slice column its value for every text; of the test split only.
+    """
 
     ids: list[str]
     texts: list[str]
     labels: np.ndarray
     digest: str
+    slices: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -96,17 +102,19 @@ def prepare_rows(raw: RawData, data: DataConfig, say: Callable[[str], None] = la
 
 @dataclass(frozen=True)
 class _Table:
-    """Rows on their way: clean texts with ids, content ids and class ids."""
+    """Rows on their way: clean texts with ids, content ids, class ids and slices."""
 
     ids: list[str]
     content_ids: list[str]
     texts: list[str]
     labels: np.ndarray
+    slices: dict[str, list[str]]
 
     @classmethod
     def of(cls, rows: Rows, labels: np.ndarray) -> _Table:
         content_ids = [content_id(text) for text in rows.texts]
-        return cls(content_ids if rows.ids is None else _checked_ids(rows), content_ids, list(rows.texts), labels)
+        ids = content_ids if rows.ids is None else _checked_ids(rows)
+        return cls(ids, content_ids, list(rows.texts), labels, _slices(rows))
 
     def take(self, indices: np.ndarray) -> _Table:
         chosen = indices.tolist()
@@ -115,10 +123,13 @@ class _Table:
             [self.content_ids[i] for i in chosen],
             [self.texts[i] for i in chosen],
             self.labels[indices],
+            {column: [values[i] for i in chosen] for column, values in self.slices.items()},
         )
 
     def deduplicated(self, split: str, rows: Rows, report: DataReport) -> _Table:
-        found = find_duplicates(self.texts, self.labels, self.ids)
+        # Equal texts without an id of their own may still differ in a slice: not their order may decide then.
+        keys = list(zip(self.ids, *self.slices.values(), strict=True)) if self.slices else self.ids
+        found = find_duplicates(self.texts, self.labels, keys)
         counts = report.source[split]
         counts.duplicates_removed = found.removed
         counts.conflicting_texts, counts.conflicting_rows_removed = len(found.conflicts), found.conflicting_rows
@@ -180,6 +191,23 @@ def _checked_ids(rows: Rows) -> list[str]:
     return list(first_of)
 
 
+def _slices(rows: Rows) -> dict[str, list[str]]:
+    """The slice columns as strings; DataError for one with too many different values."""
+    slices = {}
+    for column, found in rows.slices.items():
+        # None, NaN (which is unlike itself) and white space.
+        values = ["" if value is None or value != value else str(value).strip() for value in found]
+        slices[column] = [value or "missing" for value in values]
+        different = sorted(set(slices[column]))
+        if len(different) > _MOST_SLICES:
+            raise DataError(
+                f"{rows.parts[0][0]}: the column '{column}' has {len(different):,} different values "
+                f"({', '.join(map(repr, different[:3]))}, ...), and a slice column at most {_MOST_SLICES}: take it out "
+                "of data.slice_columns, or put its values into groups"
+            )
+    return slices
+
+
 def _without_test_texts(train: _Table, test: _Table, report: DataReport) -> _Table:
     """``train`` without any text of the source's whole test split, so that ``max_test_texts`` does not change train."""
     labels_in_test: dict[str, set[int]] = {}
@@ -231,8 +259,12 @@ def _finished(name: str, table: _Table, data: DataConfig, report: DataReport) ->
         report.not_sampled[name] = len(table.texts) - most
         table = table.take(stratified(table.content_ids, table.labels, most, "sample", data.seed))
     table = table.take(np.lexsort((np.asarray(table.ids), np.asarray(table.content_ids))))
-    digest = split_digest(table.ids, table.texts, table.labels, names)
+    if name != "test":  # slices are for scores: what is trained on is the same data with and without them
+        table = replace(table, slices={})
+    digest = split_digest(table.ids, table.texts, table.labels, names, table.slices)
     per_class = np.bincount(table.labels, minlength=len(names))
     report.classes[name] = {label: int(count) for label, count in zip(names, per_class, strict=True)}
     report.digests[name] = digest
-    return Split(table.ids, table.texts, table.labels, digest)
+    for column, values in table.slices.items():
+        report.test_slices[column] = dict(sorted(Counter(values).items()))
+    return Split(table.ids, table.texts, table.labels, digest, table.slices)

@@ -25,7 +25,8 @@ class DataReport:
     ``source`` has the splits that the source gave; ``classes`` and ``digests`` have train, validation and test as they
     are used. ``conflicts`` shows the first few texts that stood in one split under two labels: all their rows were
     removed, since nothing says which label is right. ``train_in_test`` counts training texts removed because they also
-    stand in test, and ``train_in_test_other_label`` those of them whose label there is another one.
+    stand in test, and ``train_in_test_other_label`` those of them whose label there is another one. ``test_slices``:
+    the test texts of each value of each slice column.
     """
 
     provenance: str
@@ -39,6 +40,7 @@ class DataReport:
     not_sampled: dict[str, int] = field(default_factory=dict)
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    test_slices: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -75,6 +77,8 @@ class DataReport:
             lines.append(
                 f"  {split}: {sum(classes.values()):,} texts ({per_class}), digest {self.digests[split][:12]}{note}"
             )
+        for column, values in self.test_slices.items():
+            lines.append(f"  test by {column}: {', '.join(f'{value} {count:,}' for value, count in values.items())}")
         return lines
 
 

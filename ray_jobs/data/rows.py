@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -22,7 +22,8 @@ class Rows:
 
     ``parts`` lists the files (name, number of rows) in order, so that an error can name file and row.
     ``one_text_per_file`` says that every part is a single text, where a row number would only confuse. ``origin``
-    gives for each row its index among all rows of the parts, when some have been left out.
+    gives for each row its index among all rows of the parts, when some have been left out. ``slices``: for each slice
+    column its value for every row.
     """
 
     texts: Sequence[Any]
@@ -31,12 +32,14 @@ class Rows:
     parts: Sequence[tuple[str, int]]
     one_text_per_file: bool = False
     origin: Sequence[int] | None = None
+    slices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         total = sum(count for _, count in self.parts) if self.origin is None else len(self.origin)
         lengths = {len(self.texts), len(self.labels), total} | ({len(self.ids)} if self.ids is not None else set())
+        lengths |= {len(values) for values in self.slices.values()}
         if len(lengths) != 1:
-            raise ValueError(f"texts, labels, ids and parts differ in length: {sorted(lengths)}")
+            raise ValueError(f"texts, labels, ids, slices and parts differ in length: {sorted(lengths)}")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -57,6 +60,7 @@ class Rows:
             parts=self.parts,
             one_text_per_file=self.one_text_per_file,
             origin=kept if self.origin is None else [self.origin[index] for index in kept],
+            slices={column: [values[index] for index in kept] for column, values in self.slices.items()},
         )
 
     @cached_property
@@ -65,7 +69,7 @@ class Rows:
 
     @staticmethod
     def concatenate(several: Sequence[Rows]) -> Rows:
-        """The rows of all, in order. Ids are kept when every one has them."""
+        """The rows of all, in order, which have the same slice columns. Ids are kept when every one has them."""
         if len(several) == 1:
             return several[0]
         ids = [rows.ids for rows in several]
@@ -75,6 +79,9 @@ class Rows:
             ids=None if any(part is None for part in ids) else [row_id for part in ids for row_id in part or ()],
             parts=[part for rows in several for part in rows.parts],
             one_text_per_file=all(rows.one_text_per_file for rows in several),
+            slices={
+                column: [value for rows in several for value in rows.slices[column]] for column in several[0].slices
+            },
         )
 
 

@@ -39,7 +39,13 @@ def _builtin(data: DataConfig) -> RawData:
             task=settings.task,
             imbalance=settings.imbalance,
         )
-        splits.append(Rows(texts=texts, labels=labels, ids=None, parts=[(f"generated {split} texts", count)]))
+        slices = {}
+        if data.slice_columns and split == "test":
+            slices["topic"] = generator.topics(
+                count, settings.seed, start=start, task=settings.task, imbalance=settings.imbalance
+            )
+        parts = [(f"generated {split} texts", count)]
+        splits.append(Rows(texts=texts, labels=labels, ids=None, parts=parts, slices=slices))
     provenance = f"builtin:v{generator.VERSION} seed {settings.seed}, label noise {settings.label_noise:g}"
     if (settings.task, settings.imbalance) != ("sentiment", 1.0):
         provenance += f", {settings.task}, imbalance {settings.imbalance:g}"
@@ -47,8 +53,8 @@ def _builtin(data: DataConfig) -> RawData:
 
 
 def _files(data: DataConfig) -> RawData:
-    columns = Columns(data.text_column, data.label_column, data.id_column)
-    train, names = read_files(data.train or [], columns, "data.train")
+    columns, of_train = _columns(data, in_train=not data.test)
+    train, names = read_files(data.train or [], of_train, "data.train")
     test = None
     if data.test:
         test, test_names = read_files(data.test, columns, "data.test")
@@ -103,24 +109,29 @@ def _hub(data: DataConfig) -> RawData:
             f"hub dataset '{hub_id}' has no split 'train'; found: {', '.join(map(str, loaded))}: choose "
             "another data.hub_config, or export the split and use data.source files"
         )
-    columns = Columns(data.text_column, data.label_column, data.id_column)
-    splits = {}
-    for split in ("train", "test"):
-        if split in loaded:
-            splits[split] = _hub_rows(loaded[split], columns, f"hub dataset '{hub_id}', split {split}")
-    if "test" in splits and set(splits["test"].labels) == {-1}:
-        del splits["test"]  # how the hub marks a test split whose labels are withheld: a benchmark's, not ours
+    has_test = "test" in loaded
+    if has_test and data.label_column in loaded["test"].column_names:
+        # How the hub marks a test split whose labels are withheld: a benchmark's, not ours.
+        has_test = set(loaded["test"][data.label_column]) != {-1}
+    columns, of_train = _columns(data, in_train=not has_test)
+    train = _hub_rows(loaded["train"], of_train, f"hub dataset '{hub_id}', split train")
+    test = _hub_rows(loaded["test"], columns, f"hub dataset '{hub_id}', split test") if has_test else None
     feature = loaded["train"].features[columns.label]
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     revision = f"@{data.hub_revision}" if data.hub_revision else ""
     config = f" ({data.hub_config})" if data.hub_config else ""
-    return RawData(splits["train"], splits.get("test"), names, f"hub: {hub_id}{config}{revision}")
+    return RawData(train, test, names, f"hub: {hub_id}{config}{revision}")
 
 
 def _hub_rows(split: Any, columns: Columns, name: str) -> Rows:
     require_columns(columns, split.column_names, name)
-    texts, labels = list(split[columns.text]), list(split[columns.label])
-    if not texts:
+    if not len(split):
         raise DataError(f"{name} has no rows: choose another data.hub_config")
-    ids = list(split[columns.row_id]) if columns.row_id else None
-    return Rows(texts=texts, labels=labels, ids=ids, parts=[(name, len(texts))])
+    return columns.rows([list(split[column]) for column in columns.names], name)
+
+
+def _columns(data: DataConfig, in_train: bool) -> tuple[Columns, Columns]:
+    """What is read of the test split and of train, whose slices count only if the test split is cut off it."""
+    fixed = (data.text_column, data.label_column, data.id_column)
+    test = Columns(*fixed, slices=tuple(data.slice_columns))
+    return test, test if in_train else Columns(*fixed)

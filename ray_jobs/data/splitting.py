@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,11 +31,12 @@ class Duplicates:
         return sum(len(rows) for rows in self.conflicts)
 
 
-def find_duplicates(texts: Sequence[str], labels: np.ndarray, ids: Sequence[str]) -> Duplicates:
+def find_duplicates(texts: Sequence[str], labels: np.ndarray, ids: Sequence[Any]) -> Duplicates:
     """One row per text; none for a text with two labels.
 
     Of equal rows the one with the smallest id stays (the first, where the id is the content hash), and all rows of a
-    text whose labels conflict go, since nothing says which is right: neither depends on the order of the rows.
+    text whose labels conflict go, since nothing says which is right: neither depends on the order of the rows. ``ids``
+    are anything that can be ordered.
     """
     rows_of: dict[str, int | list[int]] = {}
     for index, text in enumerate(texts):

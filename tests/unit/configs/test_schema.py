@@ -84,6 +84,18 @@ def _space(key: str, **dimension: Any) -> dict[str, Any]:
         pytest.param({"data": {"source": "files"}}, ["data.train"], id="files without files"),
         pytest.param({"data": {"hub_id": "a/b"}}, ["data.hub_id", "data.source=hub"], id="an id of another source"),
         pytest.param({"data": {"test": ["t.csv"]}}, ["data.test", "files"], id="test files of another source"),
+        pytest.param(
+            {"data": {"source": "aclimdb", "path": "x", "slice_columns": ["a"]}},
+            ["slice_columns", "aclimdb", "remove"],
+            id="slices without columns",
+        ),
+        pytest.param({"data": {"slice_columns": ["stars"]}}, ["slice_columns", "topic"], id="slices of built-in data"),
+        pytest.param({"data": {"slice_columns": ["topic"] * 2}}, ["slice_columns", "twice"], id="a slice twice"),
+        pytest.param(
+            {"data": {"source": "hub", "hub_id": "a/b", "slice_columns": ["label"]}},
+            ["slice_columns", "'label'"],
+            id="the label for a slice",
+        ),
         pytest.param({"data": {"label_names": ["a", "a"]}}, ["label_names", "twice"], id="a class twice"),
         pytest.param({"data": {"label_names": ["a"]}}, ["label_names", "2 items"], id="one class"),
         pytest.param(

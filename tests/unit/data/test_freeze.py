@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gate.scoring import read_test_split
 from ray_jobs.data.freeze import write_test_parquet
 from ray_jobs.data.prepare import Split
 from serve_app.inference.digests import split_digest
@@ -29,6 +30,19 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read == [ids, texts, labels.tolist()]
     assert split_digest(*read, NAMES) == split.digest
     assert [file.name for file in path.parent.iterdir()] == ["test.parquet"]
+
+
+def test_slices_reach_the_gate(tmp_path: Path) -> None:
+    ids, texts, labels = ["b", "a", "c"], ["one", "two", "three"], np.array([0, 1, 1])
+    slices = {"topic": ["film", "food", "film"], "language": ["en", "de", "missing"]}
+    split = Split(ids, texts, labels, split_digest(ids, texts, labels, NAMES, slices), slices)
+    write_test_parquet(split, NAMES, tmp_path / "test.parquet")
+    schema = pq.read_schema(tmp_path / "test.parquet")
+    assert schema.names == ["id", "text", "label", "slice:topic", "slice:language"]
+    assert schema.field("slice:topic") == pa.field("slice:topic", pa.string(), nullable=False)
+    found = read_test_split(tmp_path / "test.parquet", split.digest)
+    assert found.texts == ["two", "one", "three"]
+    assert found.slices == {"topic": ["food", "film", "film"], "language": ["de", "en", "missing"]}
 
 
 def test_failure_leaves_no_file(tmp_path: Path) -> None:

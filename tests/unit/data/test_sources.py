@@ -71,8 +71,9 @@ def test_aclimdb_errors(acl_imdb: Path) -> None:
 def hub_folder(folder: Path, **splits: dict[str, list]) -> str:  # type: ignore[type-arg]
     """A folder that ``load_dataset`` takes in place of a hub id, with ClassLabel names in it."""
     label = datasets.ClassLabel(names=["bad", "good"])
-    features = datasets.Features({"text": datasets.Value("string"), "label": label})
     for split, columns in splits.items():
+        others = {name: datasets.Value("string") for name in columns}
+        features = datasets.Features(others | {"label": label})
         datasets.Dataset.from_dict(columns, features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
     return str(folder)
 
@@ -91,6 +92,17 @@ def test_hub_keeps_class_names_and_ignores_other_splits(tmp_path: Path) -> None:
     assert (len(dataset.train) + len(dataset.validation), len(dataset.test)) == (20, 2)
     with pytest.raises(DataError, match=r"split train has no column 'body'; found columns: text, label"):
         load_raw(DataConfig(source="hub", hub_id=hub_id, text_column="body"))
+
+
+def test_hub_slices_are_those_of_the_split_that_is_tested_on(tmp_path: Path) -> None:
+    train = {"text": [f"text {n}" for n in range(20)], "label": [0, 1] * 10, "place": ["here", "there"] * 10}
+    for labels, expected in (([0, 1], (None, ["far", "near"])), ([-1, -1], (train["place"], None))):
+        folder = tmp_path / str(labels[0])
+        folder.mkdir()
+        test = {"text": ["new one", "new two"], "label": labels, "place": ["far", "near"]}
+        raw = load_raw(DataConfig(source="hub", hub_id=hub_folder(folder, train=train, test=test),
+                                  slice_columns=["place"]))  # fmt: skip
+        assert (raw.train.slices.get("place"), raw.test and raw.test.slices["place"]) == expected
 
 
 def test_hub_test_split_without_labels_is_none(tmp_path: Path) -> None:
