@@ -28,9 +28,10 @@ def write_tiny_model(
     rule: bool = False,
     max_length: int = 64,
     family: str = "distilbert",
+    word: str = "good",
 ) -> Path:
     """Writes a saved-model folder with random weights, or with ``rule`` a DistilBERT that answers the last label
-    exactly when the text has the word "good" in it, else the first."""
+    exactly when the text has ``word`` (one of WORDS) in it, else the first."""
     torch.manual_seed(seed)
     tokenizer = learn_wordpiece([WORDS] * 4, vocabulary_size=200, max_length=max_length)
     model: PackedModel
@@ -45,7 +46,7 @@ def write_tiny_model(
             labels=labels,
         ).eval()
         if rule:
-            _teach_rule(model, tokenizer.backend.token_to_id("good"))
+            _teach_rule(model, tokenizer.backend.token_to_id(word))
     else:
         model = new_network(family, labels=labels, vocabulary_size=tokenizer.vocabulary_size, width=16).eval()
     sample = tokenize(tokenizer, ["the movie was good", "awful plot and boring acting"] * 4, max_length).tokens

@@ -76,15 +76,23 @@ def _cut_off(client: MlflowClient, command: Callable[[Any], object]) -> Iterator
     raise AssertionError("the command never gets through")
 
 
+def assert_nothing_half_done(world: World, entries: list[dict[str, Any]]) -> None:
+    """No decision is open, no process holds the lease or waits for it, and every logged model has its version."""
+    client = world.client
+    assert all(entry["decision"] != "in_progress" for entry in entries)
+    logged = {str(item.model_id) for item in client.search_logged_models([world.experiment_id])}
+    assert logged == {str(version.source).removeprefix("models:/") for version in registry.versions(client, NAME)}
+    tickets = client.search_model_versions(f"name = '{LEASE}'")
+    assert all(names.is_owner_gone(ticket.tags) for ticket in tickets)
+
+
 def _assert_whole(world: World, before: str | None, after: str, candidate: str) -> bool:
     """Either nothing happened or all of it. Returns which."""
     client = world.client
     entries = audit.history(client, NAME)
-    assert all(entry["decision"] != "in_progress" for entry in entries)
+    assert_nothing_half_done(world, entries)
     model = registry.find_model(client, NAME)
     assert model is not None
-    logged = {str(item.model_id) for item in client.search_logged_models([world.experiment_id])}
-    assert logged == {version.source.removeprefix("models:/") for version in registry.versions(client, NAME)}
     production = str(model.aliases["production"])
     tags = client.get_run(candidate).data.tags
     if production == before:
@@ -146,6 +154,7 @@ def test_rollback_cut_off_at_every_write(world: World, models: dict[str, Path]) 
     assert {True, False} == set(outcomes)
 
 
+@SERVER_IS_SLOW
 def test_challenger_cut_off_at_every_write(world: World, models: dict[str, Path], tmp_path: Path) -> None:
     client: Any = world.client
     promotion.promote(client, run_id=world.trial(models["good"]))
@@ -174,6 +183,7 @@ def test_challenger_cut_off_at_every_write(world: World, models: dict[str, Path]
     assert {True, False} == set(outcomes)
 
 
+@SERVER_IS_SLOW
 def test_prune_cut_off_at_every_write(world: World, tmp_path: Path) -> None:
     client: Any = world.client
 
