@@ -23,7 +23,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from configs.exit_codes import UsageError
-from configs.schema import SHIPPED_SUITE, Settings
+from configs.gate import SHIPPED_SUITE
+from configs.schema import Settings
 
 ENV_PREFIX = "TRIALGATE_"
 CONFIG_FOLDER = Path(__file__).parent

@@ -118,12 +118,12 @@ def _computed(
     only_candidate = sum(texts for true, before, after, texts in cells if after == true != before)
     only_production = sum(texts for true, before, after, texts in cells if before == true != after)
     same = sum(texts for _, before, after, texts in cells if before == after)
-    whole = _difference("all texts", cells, len(labels), positive)
+    whole = difference_of("all texts", cells, len(labels), positive)
     return Comparison(
         labels=labels,
         f1_definition=definition.key,
         whole=whole,
-        slices=[_difference(name, own, len(labels), positive) for name, own in slices.items()],
+        slices=[difference_of(name, own, len(labels), positive) for name, own in slices.items()],
         gained=only_candidate,
         lost=only_production,
         agreement=same / whole.texts,
@@ -133,7 +133,8 @@ def _computed(
     )
 
 
-def _difference(name: str, cells: list[Cell], classes: int, positive: int | None) -> Difference:
+def difference_of(name: str, cells: list[Cell], classes: int, positive: int | None) -> Difference:
+    """The F1 difference on the texts of ``cells``. ``positive``: the class of the F1; None: the mean over classes."""
     kinds = np.asarray([cell[:3] for cell in cells], dtype=np.int64)
     counts = np.asarray([cell[3] for cell in cells], dtype=np.int64)
     before, after = (F1OfCells(kinds[:, 0], kinds[:, place], classes, positive) for place in (1, 2))

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from configs.exit_codes import ExitCode, UsageError
-from configs.schema import GateConfig
+from configs.gate import GateConfig
 from gate.policy import Evidence
 from gate.rule import Check
 

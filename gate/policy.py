@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from configs.schema import GateConfig
+from configs.gate import GateConfig
 from gate.behaviour import BehaviourReport, behaviour_checks
 from gate.comparison import Comparison, Difference
 from gate.evaluation import Score, Speed

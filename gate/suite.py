@@ -26,7 +26,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from configs.exit_codes import UsageError
-from configs.schema import SHIPPED_SUITE
+from configs.gate import SHIPPED_SUITE
 from gate.perturbations import PERTURBATIONS
 
 SHIPPED: Final = Path(__file__).parent / "suites"

@@ -69,7 +69,7 @@ class EpochReport:
     train_texts_per_second: float
     train_tokens_per_second: float
     seconds: float
-    temperature: float
+    temperature: float = 1.0  # reports written before there was one have none
 
     @property
     def is_best(self) -> bool:

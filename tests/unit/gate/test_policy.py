@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import GateConfig
+from configs.gate import GateConfig
 from gate.behaviour import BehaviourReport, SuiteReport
 from gate.behaviour import TestReport as BehaviourTest
 from gate.policy import Evidence, judge_evidence

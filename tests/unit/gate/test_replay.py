@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import GateConfig
+from configs.gate import GateConfig
 from gate.__main__ import main
 from gate.decision import Decision, GateUsageError
 from gate.policy import judge_evidence
