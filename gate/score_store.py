@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,37 +60,42 @@ class ScoreStore:
         return (score, probabilities) if score.key == key else None
 
     def keep(self, score: Score, split: TestSplit, probabilities: np.ndarray) -> None:
-        """Stores the score and its predictions. A run that is gone is no reason to fail: the score is computed again
-        the next time."""
+        """Stores the score and its predictions. That a run is gone, or this user may not write to it, is no reason to
+        fail: the score is computed again the next time."""
         if self._run_id is None:
             return
-        try:
-            with tempfile.TemporaryDirectory(prefix="trialgate-score-") as folder:
-                (Path(folder) / SCORE_FILE).write_text(score.model_dump_json(indent=2), encoding="utf-8")
-                write_predictions(Path(folder) / PREDICTIONS_FILE, split, score.labels, probabilities)
-                self._client.log_artifacts(self._run_id, folder, score.key.folder)
-        except Exception as error:  # as in find
-            if is_unreachable(error):
-                raise
-            logger.warning("the score could not be stored on run %s: %s", self._run_id, error)
+        with self._warned("the score"), tempfile.TemporaryDirectory(prefix="trialgate-score-") as folder:
+            (Path(folder) / SCORE_FILE).write_text(score.model_dump_json(indent=2), encoding="utf-8")
+            write_predictions(Path(folder) / PREDICTIONS_FILE, split, score.labels, probabilities)
+            self._client.log_artifacts(self._run_id, folder, score.key.folder)
 
     def show(self, score: Score, labels: np.ndarray, probabilities: np.ndarray) -> None:
-        """Puts metrics and pictures of a score on the run that it belongs to."""
+        """Puts metrics and pictures of a score on the run that it belongs to. Fails as little as ``keep``."""
         if self._run_id is None:
             return
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        self._client.log_batch(self._run_id, [Metric(k, v, now, 0) for k, v in score.metrics().items()])
-        title = f"test split, {score.texts} texts, F1 {score.f1:.4f}"
-        positive = F1Definition.from_key(score.key.f1_definition).positive_label
-        pictures: dict[str, Any] = {
-            "confusion_matrix.png": confusion_figure(score.confusion, score.labels, title),
-            "precision_recall.png": precision_recall_figure(labels, probabilities, score.labels, positive, title),
-            "reliability.png": reliability_figure(score.calibration, f"{title}, ECE {score.ece:.4f}"),
-        }
-        for name, figure in pictures.items():
-            self._client.log_figure(self._run_id, figure, name)
+        with self._warned("metrics and pictures of the score"):
+            now = int(time.time() * 1000)
+            self._client.log_batch(self._run_id, [Metric(k, v, now, 0) for k, v in score.metrics().items()])
+            title = f"test split, {score.texts} texts, F1 {score.f1:.4f}"
+            positive = F1Definition.from_key(score.key.f1_definition).positive_label
+            pictures: dict[str, Any] = {
+                "confusion_matrix.png": confusion_figure(score.confusion, score.labels, title),
+                "precision_recall.png": precision_recall_figure(labels, probabilities, score.labels, positive, title),
+                "reliability.png": reliability_figure(score.calibration, f"{title}, ECE {score.ece:.4f}"),
+            }
+            for name, figure in pictures.items():
+                self._client.log_figure(self._run_id, figure, name)
+
+    @contextlib.contextmanager
+    def _warned(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # as in find
+            if is_unreachable(error):
+                raise
+            logger.warning("%s could not be stored on run %s: %s", what, self._run_id, error)
 
 
 def write_predictions(path: Path, split: TestSplit, label_names: list[str], probabilities: np.ndarray) -> None:
