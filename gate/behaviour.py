@@ -96,16 +96,6 @@ class BehaviourReport(_Record):
             raise ValueError("capabilities are not the sums of the tests: the report was changed")
         return self
 
-    @property
-    def cases(self) -> int:
-        """Cases of all suites, count."""
-        return sum(capability.cases for capability in self.capabilities)
-
-    @property
-    def failures(self) -> int:
-        """Those that failed, count."""
-        return sum(capability.failures for capability in self.capabilities)
-
 
 def behaviour_of(model: Classifier, suites: Sequence[str]) -> BehaviourReport:
     """Runs ``suites`` (bare names of shipped ones, paths or URLs) on ``model``.

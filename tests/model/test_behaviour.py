@@ -26,7 +26,8 @@ def test_capability(report: BehaviourReport, capability: str, least: float) -> N
         for test in tests for example in test.examples
     ]  # fmt: skip
     reasons = [suite.not_applicable for suite in report.suites if suite.not_applicable]
-    assert check.passed, "\n".join([check.message, *reasons, *shown])
+    if not check.passed:
+        pytest.fail("\n".join([check.message, *reasons, *shown]), pytrace=False)
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,6 @@ def test_sums_are_by_capability_over_all_suites(tmp_path: Path) -> None:
         ("steadiness", 4, 4, 0.0),
         ("direction", 4, 0, 1.0),
     ]
-    assert (report.cases, report.failures) == (18, 4)
 
 
 def test_checks_follow_from_the_report_alone() -> None:

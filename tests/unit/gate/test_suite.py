@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.schema import Settings
 from gate.perturbations import PERTURBATIONS
 from gate.suite import Case, Suite, SuiteError, load_suites, parse_suite, read_suite
 
@@ -165,3 +167,16 @@ def test_the_shipped_suite_covers_what_it_promises() -> None:
     everything = [case for _, cases in shipped.tests for case in cases]
     assert 150 <= len(everything) <= 400
     assert not [case for case in everything if "{" in case.text + (case.changed or "")]
+
+
+def test_the_suite_and_the_settings_of_the_document_are_valid() -> None:
+    document = (Path(__file__).resolve().parents[3] / "docs" / "gate.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)
+    suites = [parse_suite(block.encode(), "docs/gate.md") for block in blocks if block.startswith("name:")]
+    settings = [yaml.safe_load(block) for block in blocks if not block.startswith("name:")]
+    assert [suite.name for suite in suites] == ["hotels"]
+    assert settings
+    for values in settings:
+        Settings.model_validate(values)
+    for name in PERTURBATIONS:
+        assert f"`{name}`" in document
