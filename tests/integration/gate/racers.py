@@ -42,7 +42,7 @@ class Racer:
 def race(racers: list[Racer]) -> list[int | None]:
     """Lets all promote at once, and returns their exit codes: 0 promoted, 3 blocked, -9 killed, None never ended."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.integration.gate.racers", "mlflow", "gate.judgement"])
+    context.set_forkserver_preload(["tests.integration.gate.racers", "mlflow", "scipy.stats", "matplotlib.figure"])
     start = context.Barrier(len(racers))
     processes: list[BaseProcess] = [context.Process(target=_promote, args=(racer, start)) for racer in racers]
     for process in processes:

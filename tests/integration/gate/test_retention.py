@@ -15,6 +15,7 @@ from gate import audit, lease, promotion, registry
 from gate.lease import LeaseLost
 from serve_app import mlflow_client as names
 from tests.integration.gate.conftest import Gate
+from tests.integration.gate.test_interruptions import SERVER_IS_SLOW
 from tests.integration.gate.world import World
 from tests.tiny import write_tiny_model
 
@@ -32,6 +33,7 @@ def _forced(world: World, folder: Path, count: int) -> None:
         promotion.promote(world.client, run_id=world.trial(model), force=True, reason="r")
 
 
+@SERVER_IS_SLOW
 def test_challenger_passes_the_same_gate_and_becomes_production_through_it(
     world: World, models: dict[str, Path], gate: Gate
 ) -> None:
@@ -60,6 +62,7 @@ def test_challenger_passes_the_same_gate_and_becomes_production_through_it(
                      ("promoted", "challenger"), ("blocked", "challenger"), ("promoted", "production")]  # fmt: skip
 
 
+@SERVER_IS_SLOW
 def test_prune_removes_what_has_no_alias_and_tells_what_that_costs(
     world: World, tmp_path: Path, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +90,7 @@ def test_prune_removes_what_has_no_alias_and_tells_what_that_costs(
     assert _aliases(world) == {"production": "4", "previous": "3", "of-somebody": "1"}
 
 
+@SERVER_IS_SLOW
 def test_rollback_twice_after_force_and_over_a_version_that_is_gone(world: World, tmp_path: Path, gate: Gate) -> None:
     _forced(world, tmp_path, 5)
     world.client.delete_model_version(NAME, "3")
@@ -142,6 +146,7 @@ def test_registered_model_of_another_tool_is_refused_unless_it_is_empty(
     assert registry.model_names(client) == [NAME]
 
 
+@SERVER_IS_SLOW
 def test_alias_that_moves_after_the_lease_was_lost_goes_back(
     world: World, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
