@@ -45,14 +45,15 @@ def race(racers: list[Racer]) -> list[int | None]:
     context.set_forkserver_preload(["tests.integration.gate.racers", "mlflow", "scipy.stats", "matplotlib.figure"])
     start = context.Barrier(len(racers))
     processes: list[BaseProcess] = [context.Process(target=_promote, args=(racer, start)) for racer in racers]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(TIMEOUT_S)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    return codes
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(TIMEOUT_S)
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def begin(racer: Racer) -> BaseProcess:

@@ -18,7 +18,7 @@ import pytest
 from gate import audit, carry_out, promotion, registry
 from serve_app import mlflow_client as names
 from tests.integration.gate.racers import POINTS, TIMEOUT_S, Racer, begin, race
-from tests.integration.gate.test_interruptions import SERVER_IS_SLOW, assert_nothing_half_done
+from tests.integration.gate.test_interruptions import assert_nothing_half_done
 from tests.integration.gate.world import World
 from tests.tiny import write_tiny_model
 
@@ -46,7 +46,7 @@ def candidates(world: World, racing_models: list[Path]) -> list[str]:
     negative = [f"the film{' and' * (index % 3)}{' story' * (index // 3)}" for index in range(20)]
     world.test_digest, world.test_uri = world.freeze(positive + negative, [1] * 40 + [0] * 20)
     settings = world.settings.model_dump(mode="json")
-    settings["gate"]["minimum_f1"] = 0.7
+    settings["gate"] |= {"minimum_f1": 0.7, "behaviour_suites": []}  # what takes time and says nothing here
     world.client.log_text(world.parent, json.dumps(settings), names.SETTINGS_FILE)
     return [world.trial(model) for model in racing_models]
 
@@ -60,7 +60,7 @@ def _ended(world: World) -> dict[str, dict[str, object]]:
     return {str(entry["run_id"]): entry for entry in entries}
 
 
-@SERVER_IS_SLOW
+@pytest.mark.slow
 def test_eight_at_once_leave_the_best_in_production(world: World, candidates: list[str]) -> None:
     codes = race([Racer(world.uri, run_id) for run_id in candidates])
     assert set(codes) <= {0, 3}
@@ -78,7 +78,7 @@ def test_eight_at_once_leave_the_best_in_production(world: World, candidates: li
     assert f1s == sorted(f1s)  # nothing worse ever followed on something better
 
 
-@SERVER_IS_SLOW
+@pytest.mark.slow
 def test_killed_holders_of_the_lease_neither_stop_the_others_nor_leave_anything(
     world: World, candidates: list[str]
 ) -> None:
