@@ -170,6 +170,15 @@ def last_holder(client: MlflowClient, model_name: str, alias: str) -> str | None
     return None if newest is None else newest.data.tags.get(_FIELDS["model_version"])
 
 
+def any_run(client: MlflowClient) -> Run | None:
+    """The run of some decision; None if there is none yet."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return None
+    kind = f"tags.`{names.KIND}` = '{names.KIND_DECISION}'"
+    return next(iter(client.search_runs([experiment.experiment_id], kind, max_results=1)), None)
+
+
 def known_names(client: MlflowClient) -> list[str]:
     """Names of the models that were ever decided about."""
     return sorted({run.data.tags.get(names.MODEL_NAME, "") for run in _search(client, "")} - {""})

@@ -23,6 +23,7 @@ from serve_app import mlflow_client as names
 from serve_app.inference.saved_model import ModelFolderError, weights_digest
 from serve_app.mlflow_client import find_run, is_unreachable, redact
 from serve_app.model_source import find_model_folder
+from serve_app.refusals import refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -156,7 +157,7 @@ def _search_settings(client: MlflowClient, parent: Run | None) -> tuple[dict[str
             }
             return sections, hashlib.sha256(content).hexdigest()
         except (OSError, MlflowException, ValueError, KeyError, TypeError) as error:
-            if is_unreachable(error):
+            if is_unreachable(error) or refusal(error):
                 raise
             logger.warning("the settings of search %s cannot be read, so the defaults apply: %s", parent.info.run_id,
                            error)  # fmt: skip
@@ -214,6 +215,11 @@ def fetch_test_split(client: MlflowClient, candidate: Candidate, into: Path) -> 
     """Downloads the candidate's frozen test split below ``into``."""
     if not candidate.test_uri:
         raise ScoringError(f"{candidate.what} has no frozen test split (tag {names.TEST_URI})")
+    if not candidate.test_digest:
+        raise ScoringError(
+            f"{candidate.what} has no test digest (tag {names.TEST_DIGEST}), so nothing says that its test split is "
+            "still the one that was frozen: run the search again"
+        )
     return _download(client, candidate.test_uri, into / "test", "the frozen test split")
 
 
@@ -227,7 +233,7 @@ def _download(client: MlflowClient, uri: str, into: Path, what: str) -> Path:
             artifact_uri=uri, dst_path=str(into), tracking_uri=client.tracking_uri, registry_uri=client.tracking_uri
         )
     except (OSError, MlflowException) as error:
-        if is_unreachable(error):
+        if is_unreachable(error) or refusal(error):
             raise
         raise ScoringError(f"{what} ({uri}) cannot be read: {error}") from error
     return Path(found)

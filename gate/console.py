@@ -21,6 +21,7 @@ import fsspec
 
 from configs.exit_codes import CommandFailed, ExitCode, Unreachable, UsageError
 from serve_app.mlflow_client import is_unreachable
+from serve_app.refusals import refusal
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
         return ExitCode.INTERRUPTED
     if isinstance(error, UsageError):
         return ExitCode.USAGE
-    if isinstance(error, ConnectionError | TimeoutError) or is_unreachable(error):
+    if isinstance(error, ConnectionError | TimeoutError) or is_unreachable(error) or refusal(error):
         return ExitCode.UNREACHABLE
     return ExitCode.FAILED
 
@@ -76,6 +77,9 @@ def describe(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, UsageError | Unreachable | CommandFailed):
         return str(error)
+    refused = refusal(error)
+    if refused is not None:
+        return refused
     if exit_code_of(error) == ExitCode.UNREACHABLE:
         return f"MLflow or its storage was lost: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     return f"{type(error).__name__}: {error}"

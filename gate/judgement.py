@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from configs.schema import Settings
-from gate import registry
+from gate import audit, registry
 from gate.behaviour import BehaviourError, BehaviourReport, behaviour_of
 from gate.candidates import (
     Candidate,
@@ -72,7 +72,7 @@ def judge(
     """Gathers the evidence about both sides and applies rule and policy to it."""
     name = settings.tracking.model_name
     production = registry.aliased(client, name, PRODUCTION)
-    facts: list[Check] = []
+    facts: list[Check] = [] if production is not None else _production_lost(client, name)
     new, split = _score_candidate(client, candidate, settings, folder, facts)
     old = None
     if production is not None and split is not None and new is not None:
@@ -169,6 +169,17 @@ def _score_production(
         store.keep(scored.score, split, scored.probabilities)
     facts.append(_scored_fact("production_score", scored))
     return ScoredFolder(scored, model)
+
+
+def _production_lost(client: MlflowClient, name: str) -> list[Check]:
+    """A failed check if there was a production version and somebody deleted it, or its alias, in MLflow: that is not
+    the same as no production yet. A model that was deleted as a whole starts anew."""
+    last = audit.last_holder(client, name, PRODUCTION)
+    if last is None or registry.find_model(client, name) is None:
+        return []
+    what = "no longer has the alias" if registry.get_version(client, name, last) else "was deleted"
+    message = f"production of {name} was version {last}, which {what} outside the gate. Ways out: {WAYS_OUT}"
+    return [Check(name="production_version", passed=False, message=message)]
 
 
 def _scored_fact(name: str, scored: Scored) -> Check:

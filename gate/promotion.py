@@ -20,6 +20,7 @@ from gate.carry_out import carry_out, record, repair, settle_interrupted
 from gate.decision import Decision, GateUsageError
 from gate.judgement import Judgement, judge
 from gate.lease import Lease
+from gate.permissions import require_right_to_change
 from serve_app import mlflow_client as names
 from serve_app.mlflow_client import CHALLENGER, PREVIOUS, PRODUCTION
 
@@ -73,6 +74,8 @@ def promote(
     candidate, settings = _resolve(client, settings, run_id, version, candidate)
     name = settings.tracking.model_name
     registry.refuse_foreign(client, name)
+    # A version may have a mark or the alias challenger to be taken from it.
+    require_right_to_change(client, name, candidate.run_id, removes=force or candidate.version is not None)
     with tempfile.TemporaryDirectory(prefix="trialgate-gate-") as temporary:
         folder = Path(temporary)
         seen = registry.state(client, name)
@@ -107,6 +110,7 @@ def rollback(client: MlflowClient, model_name: str, to: str | None = None, reaso
     """
     repair(client)
     registry.refuse_foreign(client, model_name)
+    require_right_to_change(client, model_name, removes=True)
     to = None if to is None else str(to)
     decision = _decide_rollback(client, model_name, to, reason)
     if _goes_back(decision):

@@ -8,6 +8,7 @@ from gate import audit, registry
 from gate.carry_out import carry_out, repair, settle_interrupted
 from gate.decision import Decision, GateUsageError
 from gate.lease import Lease
+from gate.permissions import require_right_to_change
 from serve_app.mlflow_client import PRODUCTION
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def prune(client: MlflowClient, model_name: str, keep: int, *, dry_run: bool = F
     registry.refuse_foreign(client, model_name)
     if not dry_run:
         repair(client)
+        require_right_to_change(client, model_name, removes=True)
     decision = _decide(client, model_name, keep, dry_run=dry_run)
     if dry_run or not decision.versions:
         return decision

@@ -19,6 +19,7 @@ from gate.pictures import confusion_figure, precision_recall_figure, reliability
 from gate.scoring import TestSplit
 from serve_app.inference.metrics import F1Definition
 from serve_app.mlflow_client import is_unreachable
+from serve_app.refusals import refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,7 +96,7 @@ class ScoreStore:
         except Exception as error:  # as in find
             if is_unreachable(error):
                 raise
-            logger.warning("%s could not be stored on run %s: %s", what, self._run_id, error)
+            logger.warning("%s could not be stored on run %s: %s", what, self._run_id, refusal(error) or error)
 
 
 def write_predictions(path: Path, split: TestSplit, label_names: list[str], probabilities: np.ndarray) -> None:

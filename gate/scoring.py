@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet
 
 from gate.evaluation import Score, ScoreKey, evaluate
+from gate.safety import code_in
 from gate.slices import slices_of
 from serve_app.inference.digests import SLICE_PREFIX, split_digest
 from serve_app.inference.engine import Engine
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 SCORING_VERSION = "4"
 # Fixed, whatever serving uses: another composition of batches may move a probability in its last bits.
 _MAX_BATCH_TOKENS, _MAX_BATCH_TEXTS = 16_384, 64
-# Formats that run code when they are opened, or are code. Nothing like it gets into the registry.
-_UNSAFE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack", ".py"}
 _PROGRESS_SECONDS = 10.0
 
 
@@ -135,9 +134,9 @@ def score_model(
 
 
 def _load(folder: Path, precision: str, what: str) -> Engine:
-    unsafe = sorted(path.name for path in folder.rglob("*") if path.suffix.lower() in _UNSAFE)
+    unsafe = code_in(folder)
     if unsafe:
-        raise ScoringError(f"{what} is not safetensors only: {', '.join(unsafe[:5])} may run code when opened")
+        raise ScoringError(f"{what} is not safetensors only: {'; '.join(unsafe[:5])}")
     try:
         return Engine.load(
             folder, precision=precision, max_batch_tokens=_MAX_BATCH_TOKENS, max_batch_texts=_MAX_BATCH_TEXTS

@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from configs.exit_codes import Unreachable
 from configs.schema import TrackingConfig
+from serve_app.refusals import refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,11 +83,13 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
     """A client of the tracking server and registry at ``tracking.uri``, after one answered request.
 
     Sets MLflow's time-out and retries for this process and its children, and its global tracking address, which
-    ``models:/`` and ``runs:/`` addresses are resolved with. Raises TrackingUnavailable within about 15 seconds.
+    ``models:/`` and ``runs:/`` addresses are resolved with. User name and password of an http(s) address go into
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and the client's own address is without them. Raises
+    TrackingUnavailable within about 15 seconds.
     """
     if tracking.uri is None:
         raise ValueError("tracking.uri is not set: load the settings with configs.loading.load_settings")
-    uri = tracking.uri
+    uri = _credentials_into_environment(tracking.uri)
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(min(tracking.request_timeout_s, _FIRST_SECONDS))))
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # for the first request only
     os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
@@ -107,10 +110,21 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
         client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     except (MlflowException, OSError, ImportError) as error:
-        raise TrackingUnavailable(_unreachable(uri, error)) from error
+        raise TrackingUnavailable(refusal(error) or _unreachable(uri, error)) from error
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(tracking.request_timeout_s)))
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(tracking.max_retries)
     return client
+
+
+def _credentials_into_environment(uri: str) -> str:
+    """The address without them. MLflow forgets those of an address in some requests (for artifacts), and an address
+    is what ends up in messages and records."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def makes_database(tracking: TrackingConfig) -> bool:

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from configs.schema import TrackingConfig
 from serve_app.mlflow_client import VERSION_F1, TrackingUnavailable, connect, redact
+from serve_app.refusals import refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,15 +82,15 @@ class RegistryAlias:
 
     def download(self, version: ModelVersion, into: Path) -> None:
         """Writes the version's artifact below ``into``. Raises OSError or MLflow's exceptions."""
-        self._connected()
+        uri = self._connected().tracking_uri  # as configured, but without user and password
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         import mlflow.artifacts
 
         mlflow.artifacts.download_artifacts(
             artifact_uri=f"models:/{version.name}/{version.version}",
             dst_path=str(into),
-            tracking_uri=self._tracking.uri,
-            registry_uri=self._tracking.uri,
+            tracking_uri=uri,
+            registry_uri=uri,
         )
 
     def _connected(self) -> MlflowClient:
@@ -98,7 +99,7 @@ class RegistryAlias:
         return self._client
 
     def _unavailable(self, error: Exception) -> TrackingUnavailable:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = refusal(error) or (str(error).strip() or type(error).__name__).splitlines()[0]
         return TrackingUnavailable(f"the registry at {redact(self._tracking.uri or '')} does not answer: {reason}")
 
 

@@ -196,6 +196,45 @@ class MlflowServer:
             return False
 
 
+class BasicAuthServer(MlflowServer):
+    """``mlflow server --app-name basic-auth``. Whoever has no other right may read; ``users`` has the passwords.
+
+    ``reader`` has no further right, ``editor`` has EDIT and ``promoter`` MANAGE on all experiments and models.
+    """
+
+    def __init__(self, backend: str, users: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.users = {name: secrets.token_hex(12) for name in ("admin", "reader", "editor", "promoter")}
+        settings = folder / "basic_auth.ini"
+        settings.write_text(
+            f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users}\nadmin_username = admin\n"
+            f"admin_password = {self.users['admin']}\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            "auth_cache_ttl_seconds = 3600\n",  # else every request spends half a second on its password's hash
+            encoding="utf-8",
+        )
+        environment = {
+            "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
+        }
+        artifacts = ("--artifacts-destination", (folder / "artifacts").as_uri())
+        super().__init__(backend, folder, *artifacts, "--app-name", "basic-auth", workers=1, environment=environment)
+        for name in ("reader", "editor", "promoter"):
+            self._ask("2.0/mlflow/users/create", username=name, password=self.users[name])
+        for name, right in {"editor": "EDIT", "promoter": "MANAGE"}.items():
+            for kind in ("experiment", "registered_model"):
+                self.grant(name, kind, "*", right)
+
+    def grant(self, user: str, kind: str, which: str, permission: str) -> None:
+        """Gives ``user`` a permission on an experiment (its id), a registered model (its name), or on all ("*")."""
+        self._ask("3.0/mlflow/users/permissions/grant",
+                  username=user, resource_type=kind, resource_id=which, permission=permission)  # fmt: skip
+
+    def _ask(self, path: str, **body: str) -> None:
+        answer = requests.post(f"{self.uri}/api/{path}", json=body, auth=("admin", self.users["admin"]), timeout=30)
+        assert answer.status_code == 200, answer.text
+
+
 def _group_is_gone(group: int) -> bool:
     try:
         os.killpg(group, signal.SIGKILL)
@@ -210,6 +249,11 @@ def empty_mlflow(postgresql: PostgreSQL, database: str) -> None:
     tables = postgresql.execute(database, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     doomed = ", ".join(f'"{table}"' for (table,) in tables if table not in kept)
     postgresql.execute(database, f"TRUNCATE {doomed} CASCADE", "DELETE FROM experiments WHERE experiment_id <> 0")
+
+
+def empty_permissions(postgresql: PostgreSQL, database: str) -> None:
+    """Takes back what users were given on single experiments and models, such as those that they made themselves."""
+    postgresql.execute(database, "DELETE FROM role_permissions WHERE resource_pattern <> '*'")
 
 
 def wait_until(true: Callable[[], bool], limit_s: float, shown: Callable[[], Any] = lambda: "") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from configs.schema import TrackingConfig
 from gate.__main__ import main
 from serve_app.mlflow_client import connect
 from tests.integration.gate.world import World, make_world
-from tests.servers import MlflowServer
+from tests.servers import BasicAuthServer, MlflowServer, PostgreSQL, empty_mlflow, empty_permissions
 from tests.tiny import write_tiny_model
 
 Gate = Callable[..., tuple[int, dict[str, Any]]]
@@ -47,6 +47,25 @@ def artifacts(request: pytest.FixtureRequest, tracking_uri: str, tmp_path: Path)
         return tmp_path
     server: MlflowServer = request.getfixturevalue("mlflow_server")
     return server.artifacts
+
+
+@pytest.fixture(scope="session")
+def session_auth_server(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BasicAuthServer]:
+    """The session's ``mlflow server`` with users. A test takes ``auth_server``, which is empty."""
+    databases = [postgresql.create_database(name) for name in ("mlflow_auth", "mlflow_users")]
+    server = BasicAuthServer(*databases, tmp_path_factory.mktemp("auth-server"))
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def auth_server(session_auth_server: BasicAuthServer, postgresql: PostgreSQL) -> BasicAuthServer:
+    """A running ``mlflow server`` with users, and with nothing in it."""
+    empty_mlflow(postgresql, "mlflow_auth")
+    empty_permissions(postgresql, "mlflow_users")
+    return session_auth_server
 
 
 @pytest.fixture

@@ -1,0 +1,36 @@
+"""What a tracking server with users does not permit, told apart from one that is not there."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+_STATUS: Final = {"UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403}  # HTTP's numbers for MLflow's words
+_ARTIFACT: Final = "/mlflow-artifacts/artifacts/"
+
+
+def refusal(error: BaseException | None) -> str | None:
+    """What a tracking server with users says no to, who asked, and the way out; None if ``error`` is something else."""
+    if error is None:
+        return None
+    import requests
+
+    found = re.search(r"endpoint \S*?/mlflow/(\S+)", str(error))
+    status, what = _STATUS.get(getattr(error, "error_code", "")), found[1] if found else "the request"
+    if isinstance(error, requests.HTTPError) and error.response is not None:  # an artifact's, through the server
+        path = urlsplit(error.response.url).path.partition(_ARTIFACT)[2]
+        status, what = (error.response.status_code if path else None), f"the artifact {path}"
+    name = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    user = f"user '{name}'" if name else "a request without user name"
+    if status == requests.codes.unauthorized:
+        return (
+            f"MLflow refuses {user}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user that it knows"
+        )
+    if status == requests.codes.forbidden:
+        return (
+            f"MLflow does not permit this to {user}: {what}. Have the permission granted (docs/gate.md, 'On a real "
+            "server'), or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to another user"
+        )
+    return refusal(error.__cause__ or error.__context__)
