@@ -1,4 +1,7 @@
-"""The pictures of a score: confusion matrix, precision-recall and reliability curves. No pyplot: no global state."""
+"""The pictures of a score (confusion matrix, precision-recall and reliability curves) and of a comparison.
+
+No pyplot: no global state.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from gate.comparison import Comparison
 from gate.statistics import Bin
 
 _MOST_NAMES = 30  # more class names than this cannot be read in a picture
+_BETTER, _WORSE, _UNSURE = "#009e73", "#d55e00", "#2f7fc1"  # of Okabe and Ito: the colour-blind tell them apart too
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], names: Sequence[str], title: str) -> Figure:
@@ -67,6 +72,34 @@ def reliability_figure(bins: Sequence[Bin], title: str) -> Figure:
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
     axes.legend(loc="upper left")
     axes.grid(visible=True, alpha=0.3)
+    return figure
+
+
+def comparison_figure(comparison: Comparison) -> Figure:
+    """Forest plot: F1 of the candidate minus F1 of production with 95 % intervals, on all texts and on each slice; of
+    many slices, those that lost the most."""
+    slices = comparison.slices
+    if len(slices) > _MOST_NAMES:
+        slices = sorted(slices, key=lambda each: each.candidate_f1 - each.production_f1)[:_MOST_NAMES]
+    rows = [comparison.whole, *slices]
+    figure = Figure(figsize=(8.0, 1.3 + 0.32 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.axvline(0.0, color="0.6", linestyle="--", linewidth=1)
+    for place, row in enumerate(rows):
+        found = row.difference
+        colour = _BETTER if found.low > 0.0 else _WORSE if found.high < 0.0 else _UNSURE
+        axes.plot([found.low, found.high], [place, place], color=colour, linewidth=2)
+        axes.plot(found.value, place, "o", color=colour, markersize=8 if row is comparison.whole else 5)
+    # Names may be of any length; the picture is not.
+    names = [f"{row.name if len(row.name) <= 40 else row.name[:39] + '…'} ({row.texts:,})" for row in rows]
+    axes.set_yticks(range(len(rows)), names, parse_math=False)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set(
+        xlabel="F1 of the candidate minus F1 of production, 95 % interval",
+        title=f"{comparison.gained} texts gained, {comparison.lost} lost, McNemar p = {comparison.mcnemar_p:.3g}",
+    )
+    axes.grid(visible=True, axis="x", alpha=0.3)
     return figure
 
 
