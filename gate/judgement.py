@@ -29,6 +29,7 @@ from gate.score_store import ScoreStore
 from gate.scoring import Scored, ScoringError, TestSplit, read_test_split, score_model
 from gate.slices import slices_of
 from gate.speed import measure_speed
+from gate.suite import load_suites
 from serve_app import mlflow_client as names
 from serve_app.inference.metrics import F1Definition
 from serve_app.mlflow_client import PRODUCTION
@@ -71,6 +72,7 @@ def judge(
 ) -> Judgement:
     """Gathers the evidence about both sides and applies rule and policy to it."""
     name = settings.tracking.model_name
+    load_suites(settings.gate.behaviour_suites)  # one that cannot be used is told before minutes of scoring
     production = registry.aliased(client, name, PRODUCTION)
     facts: list[Check] = [] if production is not None else _production_lost(client, name)
     new, split = _score_candidate(client, candidate, settings, folder, facts)
