@@ -180,7 +180,7 @@ def fetch_model(client: MlflowClient, candidate: Candidate, into: Path) -> Path:
             raise FileNotFoundError(f"{candidate.model_uri} is not there")
         system.get(path.rstrip("/") + "/", f"{target}/", recursive=True)
     except (OSError, ImportError, ValueError) as error:
-        if isinstance(error, ConnectionError | TimeoutError):
+        if isinstance(error, ConnectionError | TimeoutError) or is_unreachable(error):
             raise
         shutil.rmtree(target, ignore_errors=True)
         raise ScoringError(f"the saved model of {candidate.what} cannot be read: {error}") from error
@@ -225,14 +225,13 @@ def fetch_test_split(client: MlflowClient, candidate: Candidate, into: Path) -> 
 
 def _download(client: MlflowClient, uri: str, into: Path, what: str) -> Path:
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     into.mkdir(parents=True, exist_ok=True)
     try:
         found = mlflow.artifacts.download_artifacts(
             artifact_uri=uri, dst_path=str(into), tracking_uri=client.tracking_uri, registry_uri=client.tracking_uri
         )
-    except (OSError, MlflowException) as error:
+    except Exception as error:  # each kind of storage has errors of its own
         if is_unreachable(error) or refusal(error):
             raise
         raise ScoringError(f"{what} ({uri}) cannot be read: {error}") from error

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from configs.exit_codes import Unreachable
 from configs.schema import TrackingConfig
-from serve_app.refusals import refusal
+from serve_app.refusals import is_s3_gone, refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -182,7 +182,7 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def is_unreachable(error: BaseException | None) -> bool:
-    """Whether ``error``, or one that it was raised from, says that the tracking server or its database is gone."""
+    """Whether ``error``, or one that it was raised from, says that the tracking server, its database or S3 is gone."""
     if error is None:
         return False
     import requests
@@ -191,7 +191,7 @@ def is_unreachable(error: BaseException | None) -> bool:
     gone = (TrackingUnavailable, requests.ConnectionError, requests.Timeout, sqlalchemy.exc.OperationalError)
     if isinstance(error, requests.exceptions.RetryError):  # a status that will pass, from MLflow or a proxy before it
         return "500 error" not in str(error)  # which MLflow answers for its own bugs, and 503 without its database
-    return isinstance(error, gone) or is_unreachable(error.__cause__ or error.__context__)
+    return isinstance(error, gone) or is_s3_gone(error) or is_unreachable(error.__cause__ or error.__context__)
 
 
 def redact(uri: str) -> str:

@@ -1,9 +1,10 @@
-"""What a tracking server with users does not permit, told apart from one that is not there."""
+"""What a tracking server with users, or S3, does not permit, told apart from what is not there."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -34,3 +35,17 @@ def refusal(error: BaseException | None) -> str | None:
             "server'), or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to another user"
         )
     return refusal(error.__cause__ or error.__context__)
+
+
+def is_s3_gone(error: BaseException) -> bool:
+    """Whether S3 cannot be reached, fails, or lets nobody in with these credentials, or without any.
+
+    boto's errors have a base of their own. Where boto was never imported, none can have been raised.
+    """
+    boto = sys.modules.get("botocore.exceptions")
+    if boto is None:
+        return False
+    if isinstance(error, boto.ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status in (401, 403) or status >= 500
+    return isinstance(error, boto.BotoCoreError)
