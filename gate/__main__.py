@@ -1,4 +1,4 @@
-"""The gate on the command line: ``python -m gate check|promote|rollback|status|history|prune|replay``.
+"""The gate on the command line: ``python -m gate check|promote|rollback|status|history|prune|card|replay``.
 
 Exit codes: 0 done, 2 bad usage or no such run, version or model, 3 blocked, 4 MLflow cannot be reached, 130
 interrupted, 1 a bug.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ from configs.schema import Settings, TrackingConfig
 from gate.behaviour import behaviour_lines
 from gate.console import run_command
 from gate.decision import Decision, GateUsageError
-from serve_app.mlflow_client import connect
+from serve_app.mlflow_client import PRODUCTION, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
     commands = {"check": _check, "promote": _promote, "rollback": _rollback, "status": _status, "history": _history,
-                "prune": _prune, "replay": _replay}  # fmt: skip
+                "prune": _prune, "card": _card, "replay": _replay}  # fmt: skip
 
     def work() -> Result:
         document, lines, code = commands[arguments.command](arguments)
@@ -96,6 +97,30 @@ def _prune(arguments: argparse.Namespace) -> Result:
     client, settings = _connected(arguments)
     name = _model_name(client, settings, arguments.model_name)
     return _decided(prune(client, name, arguments.keep, dry_run=arguments.dry_run))
+
+
+def _card(arguments: argparse.Namespace) -> Result:
+    from gate import registry
+    from gate.card_facts import gather_card
+    from gate.model_card import card_html, card_markdown
+
+    client, settings = _connected(arguments)
+    name = _model_name(client, settings, arguments.model_name)
+    version = arguments.version
+    if version is None:
+        production = registry.aliased(client, name, PRODUCTION)
+        if production is None:
+            raise GateUsageError(f"model '{name}' has no version in production: name one with --version N")
+        version = str(production.version)
+    card = gather_card(client, name, version)
+    text = card_html(card) if arguments.html else card_markdown(card)
+    if arguments.output is None:
+        return card.model_dump(mode="json"), text.splitlines(), ExitCode.OK
+    try:
+        Path(arguments.output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise GateUsageError(f"--output {arguments.output} cannot be written: {error}") from None
+    return card.model_dump(mode="json"), [f"{card.title}: {arguments.output}"], ExitCode.OK
 
 
 def _history(arguments: argparse.Namespace) -> Result:
@@ -238,11 +263,15 @@ def _parser() -> argparse.ArgumentParser:
     prune = add("prune", "remove old versions that carry no alias")
     prune.add_argument("--keep", metavar="N", type=int, required=True, help="the newest N versions stay, count")
     prune.add_argument("--dry-run", action="store_true", help="tell which versions that are, and remove none")
-    for command in (check, promote, rollback, status, history, prune):
+    card = add("card", "a version's model card: what it is, how good, where it fails, how to call it")
+    card.add_argument("--version", metavar="N", help="the registered version; default: the one in production")
+    card.add_argument("--html", action="store_true", help="as HTML instead of Markdown")
+    card.add_argument("--output", metavar="FILE", help="write it there instead of printing it")
+    for command in (check, promote, rollback, status, history, prune, card):
         command.add_argument("--model-name", metavar="NAME", help="the registered model; default: tracking.model_name")
         command.add_argument("--config", metavar="FILE", help="settings: bare name, path or URL")
         command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; repeatable")
-    for command in (check, promote, rollback, status, history, prune, replay):
+    for command in (check, promote, rollback, status, history, prune, card, replay):
         command.add_argument("--json", action="store_true", help="print exactly one JSON document")
         command.add_argument("--json-file", metavar="PATH_OR_URL", help="write that document there")
         command.add_argument("--blocked-ok", action="store_true", help="exit 0 when blocked")

@@ -46,9 +46,9 @@ _FIELDS: Final = {
     "baseline_f1": "trialgate.baseline_f1",
     "minimum_f1": "trialgate.minimum_f1",
     "test_digest": names.TEST_DIGEST,
-    "forced_reason": "trialgate.forced_reason",
-    "decided_at": "trialgate.decided_at",
-    "decided_by": "trialgate.decided_by",
+    "forced_reason": names.FORCED_REASON,
+    "decided_at": names.DECIDED_AT,
+    "decided_by": names.DECIDED_BY,
 }
 _VERSIONS: Final = "trialgate.versions"  # what a prune removes, separated by blanks
 _NUMBERS: Final = ("f1", "baseline_f1", "minimum_f1")

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from gate import audit, registry
+from gate.attachments import attach
 from gate.candidates import active_run_id
 from gate.decision import Decision
 from gate.lease import LIMIT_SECONDS, Lease, LeaseBusy, LeaseLost, LeaseRefused
@@ -96,6 +97,7 @@ def repair(client: MlflowClient) -> list[str]:
 
 def _recorded(client: MlflowClient, decision: Decision) -> Decision:
     _tag_candidate(client, decision)
+    attach(client, decision)
     audit.finish(client, decision)
     return decision
 
@@ -215,6 +217,9 @@ def _complete(client: MlflowClient, decision: Decision, check: Callable[[], None
         tags = {names.PRODUCTION_SINCE: audit.now()} if decision.alias == PRODUCTION else {}
         if decision.decision != "rolled_back" and decision.f1 is not None:
             tags |= {names.VERSION_F1: repr(decision.f1), names.TEST_DIGEST: decision.test_digest or ""}
+        tags |= _told(decision)
+        for key in {names.FORCED_REASON} & new.tags.keys() - tags.keys():  # of an earlier decision
+            client.delete_model_version_tag(name, version, key)
         for key, value in {**tags, names.DECISION_ID: decision_id}.items():
             client.set_model_version_tag(name, version, key, value)
     if decision.alias == PRODUCTION:
@@ -226,6 +231,17 @@ def _complete(client: MlflowClient, decision: Decision, check: Callable[[], None
             client.delete_registered_model_alias(name, CHALLENGER)
         decision = decision.model_copy(update={"production_version": version, "changed": True})
     return _recorded(client, decision)
+
+
+def _told(decision: Decision) -> dict[str, str]:
+    """What a version's tags tell of the decision that gave it an alias."""
+    values = {
+        names.DECISION: decision.decision,
+        names.DECIDED_AT: decision.decided_at,
+        names.DECIDED_BY: decision.decided_by,
+        names.FORCED_REASON: decision.forced_reason if decision.decision == "forced" else None,
+    }
+    return {key: value[:1000] for key, value in values.items() if value}
 
 
 def _finish_prune(client: MlflowClient, decision: Decision, check: Callable[[], None]) -> Decision:

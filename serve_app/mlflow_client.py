@@ -52,8 +52,11 @@ HEARTBEAT: Final = "trialgate.heartbeat"  # unix seconds
 OWNER: Final = "trialgate.owner"  # boot id/pid namespace/pid/start time
 MODEL_NAME: Final = "trialgate.model_name"
 DECISION: Final = "trialgate.decision"
+DECIDED_AT: Final = "trialgate.decided_at"
+DECIDED_BY: Final = "trialgate.decided_by"
+FORCED_REASON: Final = "trialgate.forced_reason"
 
-# Tags of registered versions.
+# Tags of registered versions, which also have the four of the newest decision that gave them an alias.
 VERSION_F1: Final = "trialgate.f1"
 WEIGHTS_DIGEST: Final = "trialgate.weights_digest"
 DECISION_ID: Final = "trialgate.decision_id"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import pytest
 
@@ -15,45 +14,7 @@ from gate.pictures import comparison_figure
 from gate.policy import Evidence
 from gate.rule import Check
 from tests.unit.gate.decisions import RECORD, RUN, behaviour, decided, evidence, rolled_back
-
-HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & ' {{ 7 * 7 }}"
-_VOID = {"meta", "br", "img", "link", "hr", "input"}
-
-
-class _Reader(HTMLParser):
-    """Collects tags, attributes and text, and checks that every element is closed where it should be."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
+from tests.unit.gate.page_reader import HOSTILE, PageReader
 
 
 def _kinds() -> dict[str, Decision]:
@@ -87,7 +48,7 @@ KINDS = _kinds()
 def test_every_kind_of_decision_makes_a_sound_page(kind: str) -> None:
     decision = KINDS[kind]
     page = decision_page(decision)
-    read = _Reader(page)
+    read = PageReader(page)
     assert verdict(decision).headline in read.text
     for check in decision.checks:
         assert re.sub(r"\s+", " ", check.message) in read.text
@@ -119,7 +80,7 @@ def test_the_verdict_is_said_and_coloured(kind: str, word: str, tone: str) -> No
 
 def test_the_page_has_the_numbers_of_the_evidence() -> None:
     decision = KINDS["promoted"]
-    text = _Reader(decision_page(decision)).text
+    text = PageReader(decision_page(decision)).text
     assert decision.evidence is not None
     comparison, score = decision.evidence.comparison, decision.evidence.candidate
     assert comparison is not None
@@ -149,7 +110,7 @@ def test_the_page_has_the_numbers_of_the_evidence() -> None:
 
 
 def test_a_forced_decision_says_who_gave_which_reason_against_what() -> None:
-    text = _Reader(decision_page(KINDS["forced"])).text
+    text = PageReader(decision_page(KINDS["forced"])).text
     assert "Reason given by ada@gatehouse: the old one leaks names" in text
     assert "forced against" in text
     assert "overridden" in text
@@ -173,7 +134,7 @@ def test_texts_of_users_are_only_texts() -> None:
     decision = decided(found, policy=policy, force=True, forced_reason=HOSTILE, decided_by=HOSTILE, model_name=HOSTILE,
                        run_id=HOSTILE, config_digest=HOSTILE)  # fmt: skip
     page = decision_page(decision)
-    read = _Reader(page)
+    read = PageReader(page)
     assert read.text.count("{{ 7 * 7 }}") > 10
     assert not {"script", "img"} & set(read.tags)
     assert "<script" not in page
@@ -181,13 +142,13 @@ def test_texts_of_users_are_only_texts() -> None:
 
 def test_77_classes_show_the_worst_and_fold_the_rest() -> None:
     labels = [f"intent {number}" for number in range(77)]
-    read = _Reader(decision_page(decided(evidence(texts=400, labels=labels, skill=4.0, production_skill=None))))
+    read = PageReader(decision_page(decided(evidence(texts=400, labels=labels, skill=4.0, production_skill=None))))
     assert "67 more classes" in read.text
     assert all(re.search(rf"intent {number}\b", read.text) for number in range(77))
 
 
 def test_40_slices_show_the_worst_and_fold_the_rest() -> None:
-    read = _Reader(decision_page(decided(evidence(texts=400, slices=[f"topic: {number}" for number in range(40)]))))
+    read = PageReader(decision_page(decided(evidence(texts=400, slices=[f"topic: {number}" for number in range(40)]))))
     assert read.tags.count("details") == 1
     assert "30 more slices" in read.text
     assert all(re.search(rf"topic: {number}\b", read.text) for number in range(40))
@@ -203,7 +164,7 @@ def test_long_reasons_and_names_stay_whole() -> None:
 def test_f1s_that_differ_are_not_printed_alike() -> None:
     found = evidence(texts=100)
     decision = decided(found, f1=0.91234567, baseline_f1=0.91234512)
-    text = _Reader(decision_page(decision)).text
+    text = PageReader(decision_page(decision)).text
     assert "0.912346" in text
     assert "0.912345" in text
     assert digits_to_tell(0.5, 0.5) == 4
@@ -244,6 +205,6 @@ def test_the_forest_plot_takes_any_names_and_many_slices() -> None:
 def test_the_run_is_named_in_the_command_that_overrides() -> None:
     assert (
         f"python -m gate promote --run-id {RUN} --model-name trialgate-classifier --force --reason TEXT"
-        in _Reader(decision_page(KINDS["blocked"])).text
+        in PageReader(decision_page(KINDS["blocked"])).text
     )
-    assert "--force" not in _Reader(decision_page(KINDS["no score"])).text  # nothing that force could override
+    assert "--force" not in PageReader(decision_page(KINDS["no score"])).text  # nothing that force could override
