@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         MPLCONFIGDIR=str(home / "matplotlib"),
         HF_HUB_OFFLINE="1",
         MPLBACKEND="agg",
+        OMP_NUM_THREADS="1",  # the models of tests are tiny: threads would only wait for each other
         # Workers of Ray and subprocesses import tests.* too, wherever they run.
         PYTHONPATH=os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
         RAY_AUTH_MODE="disabled",
