@@ -16,7 +16,7 @@ from gate.policy import Evidence
 from gate.rule import RULE, Check
 from gate.statistics import Interval
 
-_FAILURES: Final = 6  # failing examples on the page; decision.json has more
+_FAILURES: Final = 5  # failing examples on the page; decision.json has more
 _IDS: Final = 5
 
 
