@@ -110,7 +110,7 @@ class Score(BaseModel):
 
 class Speed(BaseModel):
     """Latency of one text at a time, milliseconds (median and 95th percentile over ``texts`` of them, each at its best
-    of three), and the size of the saved model."""
+    of five), and the size of the saved model."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

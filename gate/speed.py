@@ -14,7 +14,7 @@ from serve_app.inference.engine import Engine
 from serve_app.inference.saved_model import parameter_count
 
 TEXTS: Final = 32
-ROUNDS: Final = 3
+ROUNDS: Final = 5
 
 
 def measure_speed(models: Sequence[tuple[Engine, Path]], texts: Sequence[str]) -> list[Speed]:

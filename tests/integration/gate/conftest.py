@@ -31,7 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture(params=["sqlite", "server"])
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
 def tracking_uri(request: pytest.FixtureRequest, tracking_uri: str) -> str:
     """Every test of the gate runs on SQLite and on an ``mlflow server`` with PostgreSQL."""
     if request.param == "sqlite":
