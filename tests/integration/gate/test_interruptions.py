@@ -109,7 +109,7 @@ def _assert_whole(world: World, before: str | None, after: str, candidate: str) 
     return True
 
 
-@SERVER_IS_SLOW
+@pytest.mark.slow
 def test_promotion_cut_off_at_every_write(world: World, models: dict[str, Path], tmp_path: Path) -> None:
     client: Any = world.client
     assert promotion.promote(client, run_id=world.trial(models["good"])).passed
@@ -131,7 +131,7 @@ def test_promotion_cut_off_at_every_write(world: World, models: dict[str, Path],
     assert {True, False} == set(outcomes)
 
 
-@SERVER_IS_SLOW
+@pytest.mark.slow
 def test_rollback_cut_off_at_every_write(world: World, models: dict[str, Path]) -> None:
     client: Any = world.client
     for name in ("good", "bad", "good-too"):
@@ -154,7 +154,7 @@ def test_rollback_cut_off_at_every_write(world: World, models: dict[str, Path]) 
     assert {True, False} == set(outcomes)
 
 
-@SERVER_IS_SLOW
+@pytest.mark.slow
 def test_challenger_cut_off_at_every_write(world: World, models: dict[str, Path], tmp_path: Path) -> None:
     client: Any = world.client
     promotion.promote(client, run_id=world.trial(models["good"]))
@@ -183,7 +183,7 @@ def test_challenger_cut_off_at_every_write(world: World, models: dict[str, Path]
     assert {True, False} == set(outcomes)
 
 
-@SERVER_IS_SLOW
+@pytest.mark.slow
 def test_prune_cut_off_at_every_write(world: World, tmp_path: Path) -> None:
     client: Any = world.client
 
