@@ -14,7 +14,7 @@ _ARTIFACT: Final = "/mlflow-artifacts/artifacts/"
 
 def refusal(error: BaseException | None) -> str | None:
     """What a tracking server with users says no to, who asked, and the way out; None if ``error`` is something else."""
-    if error is None:
+    if error is None or "Invalid Host header" in str(error):  # a 403 too, of a server without --allowed-hosts
         return None
     import requests
 

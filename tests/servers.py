@@ -169,23 +169,15 @@ class MlflowServer:
             )
         wait_until(self._answers, _MLFLOW_START_S, lambda: self.log)
 
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Sends the signal to the server and all its workers, and returns once none is left."""
+    def kill(self) -> None:
+        """Kills the server and all its workers, and returns once none is left."""
         if self._process is None:
             return
         group = self._process.pid
-        os.killpg(group, number)
-        try:
-            self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(group, signal.SIGKILL)
-            self._process.wait()
+        os.killpg(group, signal.SIGKILL)
+        self._process.wait()
         wait_until(lambda: _group_is_gone(group), 15)
         self._process = None
-
-    def stop(self) -> None:
-        """Ends it in the usual way."""
-        self.kill(signal.SIGTERM)
 
     def _answers(self) -> bool:
         assert self._process is not None

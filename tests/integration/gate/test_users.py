@@ -20,7 +20,7 @@ from gate.__main__ import main
 from serve_app.mlflow_client import TrackingUnavailable, connect
 from serve_app.model_source import RegistryAlias
 from tests.integration.gate.world import World, make_world
-from tests.servers import BasicAuthServer
+from tests.servers import BasicAuthServer, PostgreSQL
 
 NAME = "trialgate-classifier"
 
@@ -131,6 +131,7 @@ def test_reader_looks_and_changes_nothing(
     assert _content(search.client) == before
 
 
+@pytest.mark.slow
 def test_editor_promotes_and_only_a_manager_takes_back(
     search: World, models: dict[str, Path], user: Callable[[str], None], command: Run
 ) -> None:
@@ -195,3 +196,29 @@ def test_serving_is_told_why_it_gets_no_model(
     with pytest.raises(TrackingUnavailable, match="MLflow refuses user 'admin'") as refused:
         RegistryAlias(TrackingConfig(uri=auth_server.uri), "production").find()
     assert "wrong-password" not in str(refused.value)
+
+
+def test_password_of_a_database_address_is_kept_nowhere(
+    postgresql: PostgreSQL,
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The gate straight on PostgreSQL, without a server."""
+    monkeypatch.chdir(tmp_path)  # where MLflow then puts artifacts
+    address = postgresql.create_database("gate_alone")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    world = make_world(connect(TrackingConfig(uri=address)), address, tmp_path)
+    capfd.readouterr()
+    assert main(["promote", "--run-id", world.trial(models["good"]), "--json"]) == 0
+    printed = capfd.readouterr()
+    decision = json.loads(printed.out)
+    assert decision["decision"] == "promoted"
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert "decision.json" in [file.name for file in files]
+    for file in files:
+        assert postgresql.password.encode() not in file.read_bytes(), file
+    for shown in (printed.out, printed.err, caplog.text, repr(_content(world.client))):
+        assert postgresql.password not in shown

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from configs.schema import Settings
 from ray_jobs.data.freeze import write_test_parquet
 from ray_jobs.data.prepare import Split
+from ray_jobs.parent_run import without_credentials
 from serve_app import mlflow_client as names
 from serve_app.inference.digests import content_id, split_digest
 from serve_app.mlflow_client import ensure_experiment
@@ -74,5 +75,5 @@ def make_world(client: MlflowClient, uri: str, folder: Path, **gate: float) -> W
     world.test_digest, world.test_uri = world.freeze(TEXTS, [int("good" in text) for text in TEXTS])
     tags = {names.KIND: names.KIND_SEARCH, names.TEST_DIGEST: world.test_digest, names.TEST_URI: world.test_uri}
     world.parent = client.create_run(experiment, tags=tags).info.run_id
-    client.log_text(world.parent, json.dumps(settings.model_dump(mode="json")), names.SETTINGS_FILE)
+    client.log_text(world.parent, json.dumps(without_credentials(settings)), names.SETTINGS_FILE)
     return world

@@ -11,9 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED
 
 from configs.schema import TrackingConfig
-from serve_app.mlflow_client import HEARTBEAT, OWNER, TrackingUnavailable, connect, is_orphan, owner_tags, redact
+from serve_app.mlflow_client import (
+    HEARTBEAT,
+    OWNER,
+    TrackingUnavailable,
+    connect,
+    is_orphan,
+    is_unreachable,
+    owner_tags,
+    redact,
+)
+from serve_app.refusals import refusal
 
 
 def test_own_run_is_no_orphan_however_old_its_heartbeat() -> None:
@@ -85,3 +99,41 @@ def test_database_that_is_none_is_refused_quickly(tmp_path: Path) -> None:
     file.write_bytes(b"this is not a database, whatever it is called" * 100)
     assert "mlflow.db" in _refused(f"sqlite:///{file}")
     assert "cannot be used" in _refused("nonsense://here")
+
+
+def _answer(status: int, path: str) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code, response.url = status, f"http://mlflow:5000{path}"
+    return requests.HTTPError(f"{status} for url: {response.url}", response=response)
+
+
+def test_refusals_name_user_and_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = "API request to endpoint /api/2.0/mlflow/runs/set-tag failed with error code 403 != 200."
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    told = refusal(MlflowException(denied, PERMISSION_DENIED))
+    assert told is not None
+    assert "does not permit this to user 'ann': runs/set-tag" in told
+    uploading = OSError("no upload")
+    uploading.__cause__ = _answer(403, "/api/2.0/mlflow-artifacts/artifacts/1/abc/a.txt")
+    assert "the artifact 1/abc/a.txt" in str(refusal(uploading))
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
+    assert "refuses a request without user name" in str(refusal(MlflowException("who?", UNAUTHENTICATED)))
+    host = MlflowException("403: Invalid Host header - possible DNS rebinding attack detected", PERMISSION_DENIED)
+    for other in (None, ValueError("x"), MlflowException("gone"), host, _answer(403, "/a.csv"),
+                  _answer(404, "/api/2.0/mlflow-artifacts/artifacts/1/abc/a.txt")):  # fmt: skip
+        assert refusal(other) is None
+
+
+def test_s3_that_refuses_or_fails_is_gone_and_a_missing_object_is_not() -> None:
+    def answered(status: int) -> Exception:
+        return ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+
+    for error in (
+        NoCredentialsError(),
+        EndpointConnectionError(endpoint_url="http://s3"),
+        answered(403),
+        answered(503),
+    ):
+        assert is_unreachable(error)
+    for error in (answered(404), ValueError("x")):
+        assert not is_unreachable(error)
