@@ -110,6 +110,7 @@ def _assert_whole(world: World, before: str | None, after: str, candidate: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_promotion_cut_off_at_every_write(world: World, models: dict[str, Path], tmp_path: Path) -> None:
     client: Any = world.client
     assert promotion.promote(client, run_id=world.trial(models["good"])).passed
@@ -132,6 +133,7 @@ def test_promotion_cut_off_at_every_write(world: World, models: dict[str, Path],
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_rollback_cut_off_at_every_write(world: World, models: dict[str, Path]) -> None:
     client: Any = world.client
     for name in ("good", "bad", "good-too"):
@@ -155,6 +157,7 @@ def test_rollback_cut_off_at_every_write(world: World, models: dict[str, Path]) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_challenger_cut_off_at_every_write(world: World, models: dict[str, Path], tmp_path: Path) -> None:
     client: Any = world.client
     promotion.promote(client, run_id=world.trial(models["good"]))
@@ -184,6 +187,7 @@ def test_challenger_cut_off_at_every_write(world: World, models: dict[str, Path]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_prune_cut_off_at_every_write(world: World, tmp_path: Path) -> None:
     client: Any = world.client
 
