@@ -210,6 +210,7 @@ def _complete(client: MlflowClient, decision: Decision, check: Callable[[], None
     name, version, decision_id = decision.model_name, decision.model_version, decision.decision_id
     assert version is not None
     assert decision_id is not None
+    check()
     new = client.get_model_version(name, version)
     if decision.alias == PRODUCTION and decision.baseline_version is not None:
         _leave(client, name, decision.baseline_version, rolled_back=decision.decision == "rolled_back")
@@ -223,9 +224,9 @@ def _complete(client: MlflowClient, decision: Decision, check: Callable[[], None
         for key, value in {**tags, names.DECISION_ID: decision_id}.items():
             client.set_model_version_tag(name, version, key, value)
     if decision.alias == PRODUCTION:
+        check()
         if names.ROLLED_BACK in new.tags:  # it was forced back: it counts as production again
             client.delete_model_version_tag(name, version, names.ROLLED_BACK)
-        check()
         registry.renew_previous(client, name, version)
         if registry.aliases(client, name).get(CHALLENGER) == version:
             client.delete_registered_model_alias(name, CHALLENGER)

@@ -86,10 +86,16 @@ def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
             return found
 
 
-def state(client: MlflowClient, name: str) -> tuple[dict[str, str], list[str]]:
-    """Aliases and version numbers: what a judgement rests on, beside the candidate. Equal if nothing has changed."""
-    there = find_model(client, name) is not None
-    return aliases(client, name), [str(version.version) for version in versions(client, name)] if there else []
+def state(client: MlflowClient, name: str) -> tuple[dict[str, str], list[tuple[str | None, ...]]]:
+    """What a judgement rests on, beside the candidate: aliases, and every version with what was decided about it.
+
+    Equal if nothing has changed: a promotion and its rollback leave the same aliases, but not the same tags.
+    """
+    if find_model(client, name) is None:
+        return {}, []
+    marks = (names.DECISION_ID, names.ROLLED_BACK)
+    found = [(str(version.version), *map(version.tags.get, marks)) for version in versions(client, name)]
+    return aliases(client, name), found
 
 
 def model_names(client: MlflowClient) -> list[str]:

@@ -228,3 +228,17 @@ def test_reader_sees_everything_and_leaves_repairs_to_others(
     assert status["production_version"] == "1"
     assert promotion.check(reader, run_id=world.trial(models["good-too"])).passed
     assert promotion.status(world.client, NAME)["decisions"][0]["decision"] == "promoted"
+
+
+def test_promotion_with_its_rollback_is_not_nothing(world: World, models: dict[str, Path]) -> None:
+    """They leave the aliases as they were, but a judgement from before them does not hold any more."""
+    client = world.client
+    assert promotion.promote(client, run_id=world.trial(models["good"])).passed
+    assert promotion.promote(client, run_id=world.trial(models["good-too"]), alias="challenger").passed
+    before = registry.state(client, NAME)
+    promotion.promote(client, settings=world.settings, version="2")
+    promotion.rollback(client, NAME)
+    client.set_registered_model_alias(NAME, "challenger", "2")
+    after = registry.state(client, NAME)
+    assert after[0] == before[0]
+    assert after != before
