@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ from gate.decision import Decision
 from gate.decision_page import decision_page
 from gate.model_card import card_description, card_html, card_markdown
 from gate.pictures import comparison_figure
+from serve_app.mlflow_client import is_unreachable
+from serve_app.refusals import refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,12 +42,26 @@ def attach(client: MlflowClient, decision: Decision) -> None:
         folder = Path(temporary)
         _write(folder / PAGE_FILE, lambda: decision_page(decision).encode())
         if decision.action == "promote" and active_run_id(client, decision.run_id):
-            _attach_to_candidate(client, decision, folder)
+            with _not_held_up(f"the decision on the candidate's run {decision.run_id}"):
+                _attach_to_candidate(client, decision, folder)
         if comparison is not None:
             _write(folder / PICTURE_FILE, lambda: _png(comparison))
         if decision.action == "promote" and decision.passed:
-            _attach_card(client, decision, folder)
+            with _not_held_up(f"the model card of version {decision.model_version}"):
+                _attach_card(client, decision, folder)
         client.log_artifacts(decision.decision_id, temporary)
+
+
+@contextlib.contextmanager
+def _not_held_up(what: str) -> Iterator[None]:
+    """A copy that cannot be written is told: the record of what has happened must not wait for it for ever. A store
+    that is gone is another matter: it comes back, and the next command writes all of it."""
+    try:
+        yield
+    except Exception as error:
+        if is_unreachable(error):
+            raise
+        logger.warning("%s could not be written: %s", what, refusal(error) or repr(error))
 
 
 def _attach_to_candidate(client: MlflowClient, decision: Decision, page: Path) -> None:

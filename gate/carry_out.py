@@ -16,9 +16,9 @@ from gate import audit, registry
 from gate.attachments import attach
 from gate.candidates import active_run_id
 from gate.decision import Decision
-from gate.lease import LIMIT_SECONDS, Lease, LeaseBusy, LeaseLost, LeaseRefused
+from gate.lease import LIMIT_SECONDS, Lease, LeaseLost, LeaseRefused
 from serve_app import mlflow_client as names
-from serve_app.mlflow_client import CHALLENGER, PRODUCTION, Heartbeat
+from serve_app.mlflow_client import CHALLENGER, PRODUCTION, Heartbeat, is_unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,10 +72,10 @@ def settle_interrupted(client: MlflowClient, lease: Lease) -> list[str]:
 def repair(client: MlflowClient) -> list[str]:
     """Finishes or undoes every decision whose process is gone. Returns what was done, in words.
 
-    Where this user may not do that, or the model is being changed just now, it is left to others with a warning.
+    What cannot be settled here, because this user may not, because the model is being changed just now, or for a fault
+    of its own, is left with a warning: it holds up whoever changes its model, and nobody else. Raises only when MLflow
+    is gone.
     """
-    from mlflow.exceptions import MlflowException
-
     done = []
     left = []
     for run in audit.interrupted(client):
@@ -88,8 +88,8 @@ def repair(client: MlflowClient) -> list[str]:
                 left.append(name)
                 with Lease(client, name, f"a repair by {audit.who()}", wait_s=_REPAIR_WAIT_SECONDS) as lease:
                     done += settle_interrupted(client, lease)
-        except (LeaseRefused, LeaseBusy, MlflowException) as error:
-            if isinstance(error, MlflowException) and error.error_code != "PERMISSION_DENIED":
+        except Exception as error:
+            if is_unreachable(error) and not isinstance(error, LeaseRefused):
                 raise
             logger.warning("decision %s was interrupted and is left to others: %s", run.info.run_id, error)
     return done

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from mlflow import MlflowClient
 
 from gate import attachments, audit, promotion
 from gate.decision import Decision
@@ -151,3 +152,46 @@ def test_a_page_with_a_mistake_in_it_does_not_hold_up_the_record(
     told = _read(world, decision["decision_id"], "decision.html.txt", tmp_path / "told").decode()
     assert "a mistake" in told
     assert not world.client.get_model_version(NAME, "1").description
+
+
+def test_a_copy_that_cannot_be_written_does_not_hold_up_the_record(
+    world: World,
+    models: dict[str, Path],
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write = MlflowClient.log_artifacts
+
+    def broken(client: MlflowClient, run_id: str, local_dir: str, artifact_path: str | None = None) -> None:
+        if artifact_path is not None and artifact_path.startswith("decisions/"):
+            raise NotADirectoryError("a file where the folder belongs")
+        write(client, run_id, local_dir, artifact_path)
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", broken)
+    decision = gate("promote", "--run-id", world.trial(models["good"]))[1]
+    assert decision["decision"] == "promoted"
+    assert "the decision on the candidate's run" in caplog.text
+    assert {"decision.html", "model_card.md", audit.DECISION_FILE} < _files(world, decision["decision_id"])
+    assert [entry["decision"] for entry in gate("status")[1]["decisions"]] == ["promoted"]
+
+
+def test_a_decision_that_cannot_be_settled_holds_up_its_own_model_only(
+    world: World, models: dict[str, Path], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot, namespace, *_ = names.owner_tags()[names.OWNER].split("/")
+    tags = {names.KIND: names.KIND_DECISION, names.MODEL_NAME: "another", audit.INTENT: "promoted",
+            **names.owner_tags(), names.OWNER: f"{boot}/{namespace}/999999999/1"}  # fmt: skip
+    experiment = names.ensure_experiment(world.client, audit.EXPERIMENT)
+    interrupted = world.client.create_run(experiment, tags=tags).info.run_id
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("cannot be undone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "abandon", broken)
+        assert gate("promote", "--run-id", world.trial(models["good"]))[1]["decision"] == "promoted"
+        assert gate("status")[0] == 0
+        assert world.client.get_run(interrupted).info.status == "RUNNING"
+    assert gate("status")[0] == 0
+    assert world.client.get_run(interrupted).info.status == "KILLED"
