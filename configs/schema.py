@@ -44,13 +44,20 @@ class TrackingConfig(Section):
     max_retries: int = Field(2, ge=0, le=20, description="Times a failed MLflow request is sent again, count.")
 
 
+# A core with AVX512-BF16 computes 8, 16 and 32 sentences of 28 tokens at 75, 81 and 81 texts per second (DistilBERT).
+_CPU_BATCH_TOKENS = 512
+_GPU_BATCH_TOKENS = 16_384
+
+
 class ServingConfig(Section):
     """The HTTP service."""
 
     precision: Precision = Field("auto", description="Precision of the forward pass, in serving and in the gate.")
-    max_batch_tokens: int = Field(
-        16_384, ge=16, le=10_000_000, description="Most tokens in one forward pass, count (their sum: no padding)."
-    )
+    max_batch_tokens: int | None = Field(
+        None, ge=16, le=10_000_000,
+        description="Most tokens in one forward pass, count (their sum: no padding); a longer text goes alone. "
+        "Default: 512 on a processor, where more do not go faster, and 16,384 on a GPU.",
+    )  # fmt: skip
     max_batch_texts: int = Field(64, ge=1, le=65536, description="Most texts in one forward pass, count.")
     max_concurrent_texts: int = Field(
         512, ge=1, le=1_000_000, description="Texts that one classifier replica admits at once, count; beyond: 429."
@@ -62,7 +69,10 @@ class ServingConfig(Section):
     alias: str = Field("production", min_length=1, max_length=100, description="Registry alias that is served.")
     poll_interval_s: float = Field(2.0, gt=0.0, le=3600.0, description="Time between looks at the alias, seconds.")
     cache_dir: str | None = Field(None, description="Absolute folder for downloaded models; default: <home>/models.")
-    gateway_replicas: int = Field(1, ge=1, le=1000, description="Replicas of the HTTP gateway, count.")
+    gateway_replicas: int = Field(
+        0, ge=0, le=1000,
+        description="Replicas that do the HTTP work alone, count; 0: the classifiers answer HTTP themselves (faster).",
+    )  # fmt: skip
     min_replicas: int = Field(1, ge=1, le=10_000, description="Fewest classifier replicas, count.")
     max_replicas: int = Field(1, ge=1, le=10_000, description="Most classifier replicas, count.")
     target_ongoing_requests: float = Field(
@@ -72,6 +82,13 @@ class ServingConfig(Section):
     gpus_per_replica: float = Field(0.0, ge=0.0, le=64, description="GPUs of one classifier replica; fractions share.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the quickstart's service; serve.yaml has its own.")
     drain_timeout_s: float = Field(5.0, ge=0.0, le=600.0, description="Time given to running requests at the end, s.")
+
+    @property
+    def batch_tokens(self) -> int:
+        """``max_batch_tokens``, or its default for what the replicas run on."""
+        if self.max_batch_tokens is not None:
+            return self.max_batch_tokens
+        return _GPU_BATCH_TOKENS if self.gpus_per_replica > 0 else _CPU_BATCH_TOKENS
 
     @model_validator(mode="after")
     def _limits_agree(self) -> ServingConfig:
@@ -111,7 +128,7 @@ class Settings(Section):
                 f"training.max_batch_tokens {self.training.max_batch_tokens} is below model.max_length "
                 f"{self.model.max_length}: one text must fit into a batch"
             )
-        if self.serving.max_batch_tokens < self.model.max_length:
+        if self.serving.max_batch_tokens is not None and self.serving.max_batch_tokens < self.model.max_length:
             raise ValueError(
                 f"serving.max_batch_tokens {self.serving.max_batch_tokens} is below model.max_length "
                 f"{self.model.max_length}: one text must fit into a batch"

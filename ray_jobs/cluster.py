@@ -21,6 +21,7 @@ from configs.exit_codes import CommandFailed, Unreachable
 from configs.loading import ConfigError
 from configs.search import SearchConfig
 from ray_jobs.command import say
+from serve_app.mode import choose_fast_path
 
 _TELL_SECONDS = 15.0
 
@@ -61,6 +62,7 @@ def connected(home: str | None) -> Iterator[Cluster]:
             context = ray.init(address=address, **quiet)
         else:
             own_token(home)
+            choose_fast_path()
             temporary = tempfile.mkdtemp(prefix="tg-")
             port = free_port(8265, "Ray's dashboard")
             guard = _guarded(temporary)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serve_app.errors import ErrorCode
+from serve_app import errors
+from serve_app.errors import ErrorCode, ServiceError
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,19 @@ class Refusal:
     code: ErrorCode
     message: str = ""
     retry_after_s: int = 1
+
+    def as_error(self) -> ServiceError:
+        """What the client is told."""
+        match self.code:
+            case ErrorCode.OVERLOADED:
+                return errors.overloaded(self.retry_after_s)
+            case ErrorCode.NOT_READY:
+                return errors.not_ready()
+            case ErrorCode.DRAINING:
+                return errors.draining()
+            case ErrorCode.DEADLINE_EXCEEDED:
+                return ServiceError(self.code, "Not answered within the deadline.")
+            case ErrorCode.INTERNAL:
+                return ServiceError(self.code, "Something went wrong here; the request id finds it in the log.")
+            case _:
+                return ServiceError(self.code, self.message)

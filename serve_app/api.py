@@ -56,7 +56,7 @@ class Backend(Protocol):
         """The answer for all texts. Raises ServiceError."""
 
     async def metrics_text(self) -> str:
-        """The Prometheus text of the whole application. Raises ServiceError."""
+        """The Prometheus text of the whole application. Raises whatever keeps it from the board."""
 
 
 class KeyRing:
@@ -198,7 +198,11 @@ def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: 
     )
     async def metrics(request: Request) -> Response:
         keys.check(request)
-        return Response(await backend.metrics_text(), media_type=CONTENT_TYPE)
+        try:
+            text = await backend.metrics_text()
+        except Exception:  # noqa: BLE001 - Serve restarts the board; whatever hit it, there are no metrics now
+            raise errors.not_ready("The metrics are not available right now.") from None
+        return Response(text, media_type=CONTENT_TYPE)
 
 
 def describe(settings: Settings, view: View) -> dict[str, Any]:
@@ -224,7 +228,7 @@ def describe(settings: Settings, view: View) -> dict[str, Any]:
             "max_client_batch_size": serving.max_client_batch_size,
             "max_body_bytes": serving.max_body_bytes,
             "max_concurrent_texts": serving.max_concurrent_texts,
-            "max_batch_tokens": serving.max_batch_tokens,
+            "max_batch_tokens": serving.batch_tokens,
             "max_batch_texts": serving.max_batch_texts,
             "deadline_ms": serving.deadline_ms,
         },

@@ -1,4 +1,5 @@
-"""Puts the application together: gateway -> classifier, and the board that both report to.
+"""Puts the application together: classifiers that answer HTTP themselves, or gateways in front of them, and the board
+that all report to.
 
 ``build`` is what Ray's deploy files and ``serve run serve_app.app:build config=FILE`` import. Everything is resolved
 here, once: settings, paths and keys; the deployments get plain values.
@@ -18,14 +19,17 @@ from configs.loading import load_settings
 from configs.schema import Settings
 from serve_app.api import digest_keys
 from serve_app.board import Board
-from serve_app.classifier import ClassifierReplica
 from serve_app.gateway import GatewayReplica
+from serve_app.replica import ClassifierReplica, ServiceReplica
 
 APP_NAME = "trialgate"
 _KEYS_VARIABLE = "SERVE_API_KEYS"
 # Requests in work in one replica beyond what it admits, so that the replica itself can refuse, with our error.
 _ROOM_TO_REFUSE = 64
-_GATEWAY_REQUESTS = 4096  # in work in one gateway: far more than are ever admitted, so that nothing queues before it
+_HTTP_REQUESTS = (
+    4096  # in work in one replica that answers HTTP: far more than are ever admitted, so none queues before
+)
+_REFUSED_BY_SERVE: dict[str, Any] = {"backpressure_config": {"status_code": 429, "retry_after_s": 1}}
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -58,32 +62,36 @@ def application(settings: Settings) -> Application:
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": 0},
     )
+    keys, bound_board = digest_keys(os.environ.get(_KEYS_VARIABLE, "")), board.bind()
+    answers_http = serving.gateway_replicas == 0
     classifier: Any = serve.deployment(
-        ClassifierReplica,
+        serve.ingress()(ServiceReplica) if answers_http else ClassifierReplica,
         name="classifier",
-        max_ongoing_requests=serving.max_concurrent_texts + _ROOM_TO_REFUSE,
-        max_queued_requests=_ROOM_TO_REFUSE,
-        logging_config={"enable_access_log": False},  # the gateway's has every request once
+        max_ongoing_requests=_HTTP_REQUESTS if answers_http else serving.max_concurrent_texts + _ROOM_TO_REFUSE,
+        max_queued_requests=_HTTP_REQUESTS if answers_http else _ROOM_TO_REFUSE,
+        logging_config={"enable_access_log": answers_http},  # a gateway's has every request once
         health_check_period_s=5,
         ray_actor_options={"num_cpus": serving.cpus_per_replica, "num_gpus": serving.gpus_per_replica},
         **_scale(serving.min_replicas, serving.max_replicas, serving.target_ongoing_requests),
+        **(_REFUSED_BY_SERVE if answers_http else {}),
         **drain,
     )
+    if answers_http:
+        whole: Application = classifier.bind(plain, keys, bound_board)
+        return whole
     # No CPU is reserved for the gateways: they wait most of the time, and two of them must fit beside two classifiers
     # on two cores.
     gateway: Any = serve.deployment(
         serve.ingress()(GatewayReplica),
         name="gateway",
         num_replicas=serving.gateway_replicas,
-        max_ongoing_requests=_GATEWAY_REQUESTS,
-        max_queued_requests=_GATEWAY_REQUESTS,
-        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        max_ongoing_requests=_HTTP_REQUESTS,
+        max_queued_requests=_HTTP_REQUESTS,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": 0},
+        **_REFUSED_BY_SERVE,
         **drain,
     )
-    keys = digest_keys(os.environ.get(_KEYS_VARIABLE, ""))
-    bound_board = board.bind()
     bound: Application = gateway.bind(plain, keys, classifier.bind(plain, bound_board), bound_board)
     return bound
 

@@ -6,7 +6,7 @@ passed over, the oldest never. So nothing waits for a timer while the model is i
 it is busy, and no text starves. What is cancelled or past its deadline is dropped before the forward pass. When a
 forward pass fails, its batch is halved until the culprit stands alone: its neighbours get their answers.
 
-Plain asyncio, one event loop, no Ray and no model: ``run`` is any function of a list of items, called in ``executor``.
+Plain asyncio, one event loop, no Ray and no model: ``run`` is any coroutine function of a list of items.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -89,7 +88,7 @@ class _Entry(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Collects items of concurrent requests into batches for ``run``.
 
-    ``run(items)`` returns one result per item, in order; it is called in ``executor``, one call at a time.
+    ``await run(items)`` gives one result per item, in order; at most ``lanes`` calls are open at a time.
     ``max_tokens`` bounds the sum of the items' sizes in a batch (an item larger than that goes alone), ``max_texts``
     their number. The number of waiting items is bounded by the caller, with ``Admission``. ``observe`` is called on
     the event loop after every forward pass. ``clock`` gives seconds, the deadlines' time base.
@@ -97,20 +96,22 @@ class Batcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        run: Callable[[list[Item]], Sequence[Result]],
+        run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
         *,
         max_tokens: int,
         max_texts: int,
-        executor: Executor,
+        lanes: int = 1,
         observe: Callable[[BatchRecord], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if max_tokens < 1 or max_texts < 1:
-            raise ValueError(f"max_tokens and max_texts must be at least 1, found {max_tokens} and {max_texts}")
-        self._run, self._executor, self._observe, self._clock = run, executor, observe, clock
-        self._max_tokens, self._max_texts = max_tokens, max_texts
+        if max_tokens < 1 or max_texts < 1 or lanes < 1:
+            raise ValueError(
+                f"max_tokens, max_texts and lanes must be at least 1, found {max_tokens}, {max_texts} and {lanes}"
+            )
+        self._run, self._observe, self._clock = run, observe, clock
+        self._max_tokens, self._max_texts, self._lanes = max_tokens, max_texts, lanes
         self._waiting: deque[_Entry[Item, Result]] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
@@ -133,9 +134,11 @@ class Batcher(Generic[Item, Result]):
             _Entry(item, size, deadline, arrived, loop.create_future()) for item, size in zip(items, sizes, strict=True)
         ]
         self._waiting.extend(entries)
-        if self._worker is None:
+        if len(self._workers) < self._lanes:
             # The task starts in the next turn of the loop, so requests that are already there share its first batch.
-            self._worker = loop.create_task(self._work())
+            worker = loop.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
         try:
             results = [await entry.done for entry in entries]
         finally:
@@ -149,8 +152,8 @@ class Batcher(Generic[Item, Result]):
     async def close(self) -> None:
         """Takes nothing new and returns when everything that waits is answered."""
         self._closed = True
-        while self._worker is not None:
-            await asyncio.shield(self._worker)
+        while self._workers:
+            await asyncio.wait(self._workers)
 
     async def _work(self) -> None:
         try:
@@ -160,8 +163,6 @@ class Batcher(Generic[Item, Result]):
             self._fail(list(self._waiting), error)
             self._waiting.clear()
             raise
-        finally:
-            self._worker = None
 
     def _take_batch(self) -> list[_Entry[Item, Result]]:
         """The next batch, oldest first, without what is cancelled or expired; empty when nothing waits."""
@@ -188,10 +189,7 @@ class Batcher(Generic[Item, Result]):
         error: Exception | None = None
         results: Sequence[Result] = ()
         try:
-            call = asyncio.get_running_loop().run_in_executor(
-                self._executor, self._run, [entry.item for entry in batch]
-            )
-            results = await call
+            results = await self._run([entry.item for entry in batch])
             if len(results) != len(batch):
                 error = RuntimeError(f"the forward pass gave {len(results)} results for {len(batch)} texts")
         except Exception as caught:  # noqa: BLE001 - whatever the model raises belongs to these texts alone

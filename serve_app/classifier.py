@@ -1,7 +1,7 @@
 """The classifier: texts to probabilities on the version under the alias, in batches, for many requests at once.
 
-``Classifier`` is plain asyncio and runs without Ray; ``ClassifierReplica`` is the thin deployment around it. Forward
-passes run one at a time in one thread and tokenising in others, so the event loop stays free for admission, health
+Plain asyncio, no Ray: ``replica.py`` has the deployments around it. Forward
+passes run in ``Lanes`` and tokenising in other threads, so the event loop stays free for admission, health
 checks and the board. A request keeps the version that it was admitted with, so all the texts of a batch request are
 computed by one version and a swap fails nobody.
 """
@@ -22,22 +22,19 @@ import numpy as np
 
 from configs.schema import Settings
 from serve_app.answers import Answer, Refusal
-from serve_app.batcher import Admission, Batcher, BatcherClosed, BatchRecord, DeadlineExceeded
-from serve_app.board import Reporter
+from serve_app.batcher import Admission, Batcher, BatcherClosed, DeadlineExceeded
 from serve_app.errors import ErrorCode
 from serve_app.follower import Alias, Follower, Loaded
-from serve_app.metrics import ClassifierMetrics, snapshot
+from serve_app.lanes import Lanes
+from serve_app.metrics import ClassifierMetrics
 from serve_app.model_source import ModelCache, RegistryAlias
 
 if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
-
     from serve_app.inference.engine import Engine
     from serve_app.inference.tokenizing import Tokenized
 
 # A forward pass takes well under a second; one that takes this long hangs, and Serve should replace the replica.
 _STUCK_S = 120.0
-_RATE_MEMORY = 0.2  # weight of the newest forward pass in the estimate of tokens per second
 logger = logging.getLogger(__name__)
 
 
@@ -73,12 +70,10 @@ class Classifier:
         self._serving, self._replica, self._on_change = serving, replica, on_change
         self._loop = asyncio.get_running_loop()
         self._admission = Admission(serving.max_concurrent_texts)
-        self._forward_thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._lanes = Lanes(max(1, int(serving.cpus_per_replica)), shared=serving.gpus_per_replica > 0)
         self._tokenize_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         self._served: _Served | None = None
         self._closing = False
-        self._computing_since: float | None = None
-        self._tokens_per_s = 0.0
         self._follower = Follower(
             alias or RegistryAlias(tracking, serving.alias),
             ModelCache(Path(serving.cache_dir), tracking.uri, serving.alias),
@@ -102,8 +97,8 @@ class Classifier:
         self._follower.stop()
         if self._served is not None:
             await self._served.batcher.close()
-        for executor in (self._forward_thread, self._tokenize_threads):
-            executor.shutdown(wait=False, cancel_futures=True)
+        self._lanes.close()
+        self._tokenize_threads.shutdown(wait=False, cancel_futures=True)
 
     async def classify(self, texts: Sequence[str], truncate: bool, remaining_s: float = math.inf) -> Answer | Refusal:
         """The answer for all ``texts`` or for none. ``remaining_s``: what is left of the request's deadline."""
@@ -186,9 +181,8 @@ class Classifier:
         """Raises RuntimeError when this replica cannot do its work any more. Looks at flags only."""
         if not self._follower.alive:
             raise RuntimeError("the thread that follows the alias has ended")
-        since = self._computing_since
-        if since is not None and time.monotonic() - since > _STUCK_S:
-            raise RuntimeError(f"a forward pass has been running for {time.monotonic() - since:.0f} s")
+        if (running_s := self._lanes.running_s) > _STUCK_S:
+            raise RuntimeError(f"a forward pass has been running for {running_s:.0f} s")
 
     async def _tokenize(self, served: _Served, texts: Sequence[str], truncate: bool) -> Tokenized:
         return await self._loop.run_in_executor(
@@ -204,13 +198,13 @@ class Classifier:
             folder,
             precision=serving.precision,
             device="cuda" if serving.gpus_per_replica > 0 else "cpu",
-            threads=max(1, int(serving.cpus_per_replica)),
-            max_batch_tokens=serving.max_batch_tokens,
-            max_batch_texts=serving.max_batch_texts,
+            threads=1,  # of the follower's thread; forward passes have their own, see Lanes
         )
 
     def _hand_over(self, loaded: Loaded) -> None:
         """On the follower's thread: puts a version to work, and returns when it is."""
+        if self._served is None:  # later ones find the threads started and must not wait for what they compute
+            self._lanes.warm_up(loaded.engine.warm_up)
         done = self._call_on_loop(lambda: self._install(loaded))
         if done is not None:
             done.result()
@@ -227,21 +221,21 @@ class Classifier:
         engine = loaded.engine
 
         def forward(rows: list[np.ndarray]) -> list[np.ndarray]:
-            self._computing_since = time.monotonic()
-            try:
-                probabilities = engine.forward(rows)
-            finally:
-                self._computing_since = None
+            probabilities = engine.forward(rows)
             if not np.isfinite(probabilities).all():
                 raise NotFinite("the model gave output that is not finite")
             return list(probabilities)
 
+        async def run(rows: list[np.ndarray]) -> list[np.ndarray]:
+            tokens = sum(map(len, rows))
+            return await self._lanes.run(lambda: forward(rows), tokens, alone=not batcher.waiting_tokens)
+
         batcher: Batcher[np.ndarray, np.ndarray] = Batcher(
-            forward,
-            max_tokens=self._serving.max_batch_tokens,
+            run,
+            max_tokens=self._serving.batch_tokens,
             max_texts=self._serving.max_batch_texts,
-            executor=self._forward_thread,
-            observe=self._observe,
+            lanes=self._lanes.count,
+            observe=self.metrics.observe_batch,
         )
         # Requests that hold the old one finish on it; the last of them lets it go.
         self._served = _Served(loaded, batcher)
@@ -249,17 +243,9 @@ class Classifier:
         logger.info("serving version %s in %s (%s)", loaded.version.version, engine.precision, engine.precision_reason)
         self._on_change()
 
-    def _observe(self, record: BatchRecord) -> None:
-        self.metrics.observe_batch(record)
-        if record.forward_s > 0:
-            rate = record.tokens / record.forward_s
-            self._tokens_per_s += (rate - self._tokens_per_s) * (_RATE_MEMORY if self._tokens_per_s else 1.0)
-
     def _retry_after_s(self, served: _Served) -> int:
         """Seconds until what waits now is computed, 1 to 60."""
-        if not self._tokens_per_s:
-            return 1
-        return max(1, min(60, math.ceil(served.batcher.waiting_tokens / self._tokens_per_s)))
+        return max(1, min(60, math.ceil(self._lanes.seconds_for(served.batcher.waiting_tokens))))
 
 
 def _too_long(tokenized: Tokenized, max_length: int, texts: int) -> Refusal:
@@ -269,38 +255,3 @@ def _too_long(tokenized: Tokenized, max_length: int, texts: int) -> Refusal:
         ErrorCode.TEXT_TOO_LONG,
         f"Text {place + 1} of {texts} has {length} tokens, the model takes {max_length}; with truncate true it is cut.",
     )
-
-
-class ClassifierReplica:
-    """The deployment: a ``Classifier`` that reports to the board."""
-
-    # Serve awaits a constructor, and sends no request before it is done: by then the model is loaded.
-    async def __init__(self, settings: dict[str, Any], board: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
-        from ray import serve
-
-        replica = serve.get_replica_context().replica_id.unique_id
-        self._classifier = Classifier(
-            Settings.model_validate(settings), replica, on_change=lambda: self._reporter.news()
-        )
-        self._reporter = Reporter(
-            "classifier", replica, self._collect, sync=board.sync.remote, push=board.push.remote,
-            scrape=board.scrape.remote,
-        )  # fmt: skip
-        self._reporter.start()
-        await self._classifier.start()
-
-    async def classify(self, texts: list[str], truncate: bool, remaining_s: float) -> Answer | Refusal:
-        """See ``Classifier.classify``."""
-        return await self._classifier.classify(texts, truncate, remaining_s)
-
-    def check_health(self) -> None:
-        """Called by Serve."""
-        self._classifier.check_health()
-
-    async def __del__(self) -> None:
-        if hasattr(self, "_reporter"):
-            await self._classifier.close()
-            await self._reporter.stop()
-
-    def _collect(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        return snapshot(self._classifier.metrics.registry), self._classifier.status()

@@ -1,4 +1,5 @@
-"""The gateway deployment: the HTTP interface of ``api.py`` on Ray Serve, with the classifier behind Serve's handles."""
+"""The gateway deployment: the HTTP interface of ``api.py`` in replicas of its own, with the classifiers behind Serve's
+handles. For classifiers that should not do the HTTP work themselves, see ``serving.gateway_replicas``."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from serve_app import errors
 from serve_app.answers import Answer, Refusal
 from serve_app.api import create_api
 from serve_app.board import Reporter, View
-from serve_app.errors import ErrorCode, ServiceError
+from serve_app.errors import ErrorCode
 from serve_app.metrics import GatewayMetrics, snapshot
+from serve_app.mode import log_mode
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -51,18 +53,15 @@ class ServeBackend:
             if isinstance(answer, Answer):
                 return answer
             if answer.code not in (ErrorCode.NOT_READY, ErrorCode.DRAINING):
-                raise _refused(answer)
-            problem = _refused(answer)
+                raise answer.as_error()
+            problem = answer.as_error()
             if not any(replica["ready"] for replica in self.view["replicas"]):
                 break
         raise problem
 
     async def metrics_text(self) -> str:
         """See Backend."""
-        try:
-            return await self._reporter.metrics_text()
-        except Exception:  # noqa: BLE001 - Serve restarts the board; whatever hit it, there are no metrics now
-            raise errors.not_ready("The metrics are not available right now.") from None
+        return await self._reporter.metrics_text()
 
     async def _ask(self, texts: list[str], truncate: bool, remaining_s: float) -> Answer | Refusal:
         response = self._classifier.classify.remote(texts, truncate, remaining_s)
@@ -71,23 +70,6 @@ class ServeBackend:
         except asyncio.CancelledError:
             response.cancel()  # past the deadline, or the client is gone: the texts need not be computed
             raise
-
-
-def _refused(refusal: Refusal) -> ServiceError:
-    """The error that the client is told."""
-    match refusal.code:
-        case ErrorCode.OVERLOADED:
-            return errors.overloaded(refusal.retry_after_s)
-        case ErrorCode.NOT_READY:
-            return errors.not_ready()
-        case ErrorCode.DRAINING:
-            return errors.draining()
-        case ErrorCode.DEADLINE_EXCEEDED:
-            return ServiceError(refusal.code, "Not answered within the deadline.")
-        case ErrorCode.INTERNAL:
-            return ServiceError(refusal.code, "Something went wrong here; the request id finds it in the log.")
-        case _:
-            return ServiceError(refusal.code, refusal.message)
 
 
 class GatewayReplica:
@@ -102,6 +84,7 @@ class GatewayReplica:
     ) -> None:
         from ray import serve
 
+        log_mode()
         self._metrics = GatewayMetrics()
         self._reporter = Reporter(
             "gateway",

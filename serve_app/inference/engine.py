@@ -3,7 +3,6 @@ use this same class, so a score at the gate is the score in production."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from serve_app.inference.tokenizing import TextTokenizer, Tokenized, read_tokeni
 # Largest difference of a sample text's probability from the fp32 one that a load accepts. bf16 keeps 8 bits of
 # mantissa; trained models here stayed within 0.02, and a broken model is off by far more.
 _SAMPLE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.06}
+
+_WARM_UP_TEXTS = 8
 
 
 def choose_precision(wanted: str, device_type: str) -> tuple[str, str]:
@@ -37,7 +38,7 @@ def choose_precision(wanted: str, device_type: str) -> tuple[str, str]:
 
 
 class Engine:
-    """A loaded model. Made by ``Engine.load``; safe to call from several threads (forward passes take turns)."""
+    """A loaded model. Made by ``Engine.load``; safe to call from several threads at once."""
 
     def __init__(
         self,
@@ -61,7 +62,6 @@ class Engine:
         self._model = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
         self._tokenizer = tokenizer
         self._max_batch_tokens, self._max_batch_texts = max_batch_tokens, max_batch_texts
-        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -122,7 +122,7 @@ class Engine:
     def forward(self, ids: Sequence[np.ndarray]) -> np.ndarray:
         """Probabilities, float32 [texts, classes], of the token ids of some texts, in one packed forward pass."""
         batch = pack(ids).to(self._device)
-        with self._lock, torch.inference_mode():
+        with torch.inference_mode():
             logits = self._model(batch).float()
             return torch.softmax(logits / self.info.temperature, dim=-1).cpu().numpy()
 
@@ -144,9 +144,14 @@ class Engine:
         """Probabilities, float32 [texts, classes], of ``texts``, each cut to ``max_length`` tokens."""
         return self.predict_tokens(self.tokenize(texts).tokens)
 
+    def warm_up(self) -> None:
+        """A forward pass of a few texts of the folder's sample, on the thread that calls it."""
+        self.forward([self._sample[index] for index in range(min(_WARM_UP_TEXTS, len(self._sample)))])
+
     def _check_sample(self, folder: Path) -> None:
-        """Compares the sample's probabilities with the stored ones; this is the warm-up as well."""
+        """Compares the sample's probabilities with the stored ones."""
         sample, logits = read_sample(folder)
+        self._sample = sample
         expected = torch.softmax(torch.from_numpy(logits) / self.info.temperature, dim=-1).numpy()
         found = self.predict_tokens(sample)
         if not np.isfinite(found).all():

@@ -43,9 +43,7 @@ class Load:
         body = self._bodies[self._sent % len(self._bodies)]
         self._sent += 1
         try:
-            async with self._session.post(
-                self._url, data=body, headers={"content-type": "application/json"}
-            ) as answer:
+            async with self._session.post(self._url, data=body, headers={"content-type": "application/json"}) as answer:
                 await answer.read()
                 status = str(answer.status)
         except (aiohttp.ClientError, TimeoutError) as error:

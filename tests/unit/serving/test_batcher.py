@@ -44,7 +44,7 @@ class EchoModel:
 
 @pytest.fixture
 def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         yield pool
 
 
@@ -53,10 +53,19 @@ def model() -> EchoModel:
     return EchoModel()
 
 
+def in_threads(model: Callable[[list[object]], list[object]], executor: ThreadPoolExecutor) -> Callable[..., object]:
+    """What a batcher calls: ``model`` in a thread of ``executor``."""
+
+    async def run(items: list[object]) -> list[object]:
+        return await asyncio.get_running_loop().run_in_executor(executor, model, items)
+
+    return run
+
+
 @pytest.fixture
 def make(model: EchoModel, executor: ThreadPoolExecutor) -> Callable[..., Batcher]:
     def batcher(max_tokens: int = 100, max_texts: int = 8, **options: object) -> Batcher:
-        return Batcher(model, max_tokens=max_tokens, max_texts=max_texts, executor=executor, **options)
+        return Batcher(in_threads(model, executor), max_tokens=max_tokens, max_texts=max_texts, **options)
 
     return batcher
 
@@ -162,7 +171,7 @@ async def test_closing_answers_what_waits_and_takes_nothing_new(make, model):
 
 
 async def test_wrong_number_of_results_is_an_error_not_a_mixture(executor):
-    batcher = Batcher(lambda items: items[:-1], max_tokens=10, max_texts=4, executor=executor)
+    batcher = Batcher(in_threads(lambda items: items[:-1], executor), max_tokens=10, max_texts=4)
     with pytest.raises(RuntimeError, match="0 results for 1"):
         await batcher.submit(["a"], [1])
 
@@ -208,7 +217,8 @@ def test_nothing_lost_nothing_crossed_budget_kept(sizes, cancelled, bad, data):
 
     async def scenario() -> None:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(model, max_tokens=max_tokens, max_texts=max_texts, executor=executor, observe=seen.append)
+            run = in_threads(model, executor)
+            batcher = Batcher(run, max_tokens=max_tokens, max_texts=max_texts, observe=seen.append)
             first = await held_by(batcher, model)
             items = [
                 [(request, place) for place in range(len(request_sizes))] for request, request_sizes in enumerate(sizes)
@@ -248,4 +258,35 @@ def test_nothing_lost_nothing_crossed_budget_kept(sizes, cancelled, bad, data):
 
 def test_impossible_budgets_are_refused():
     with pytest.raises(ValueError, match="max_tokens"):
-        Batcher(lambda items: items, max_tokens=0, max_texts=1, executor=ThreadPoolExecutor(1))
+        Batcher(make_nothing, max_tokens=0, max_texts=1)
+    with pytest.raises(ValueError, match="lanes"):
+        Batcher(make_nothing, max_tokens=1, max_texts=1, lanes=0)
+
+
+async def make_nothing(items: list[object]) -> list[object]:
+    return items
+
+
+async def test_lanes_compute_side_by_side(make, model):
+    batcher = make(max_texts=2, lanes=2)
+    first = await held_by(batcher, model)
+    tasks = await start(batcher, (["a"], [1]), (["b"], [1]), (["c"], [1]))
+    await model.wait_entered()  # the second lane, while the first still computes
+    assert model.batches == [["first"], ["a", "b"]]
+    model.go()
+    await asyncio.gather(first, *tasks)
+    assert model.batches[2:] == [["c"]]
+
+
+async def test_closing_waits_for_every_lane(make, model):
+    batcher = make(max_texts=1, lanes=2)
+    first = await held_by(batcher, model)
+    (second,) = await start(batcher, (["a"], [1]))
+    await model.wait_entered()
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    model.go()
+    await closing
+    assert first.done()
+    assert second.done()
