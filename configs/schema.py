@@ -62,6 +62,10 @@ class ServingConfig(Section):
     max_concurrent_texts: int = Field(
         512, ge=1, le=1_000_000, description="Texts that one classifier replica admits at once, count; beyond: 429."
     )
+    max_queue_ms: int = Field(
+        2000, ge=1, le=3_600_000,
+        description="Longest estimated wait for a forward pass with which a request is still admitted, ms; else 429.",
+    )  # fmt: skip
     max_client_batch_size: int = Field(32, ge=1, le=65536, description="Most texts in one /batch_predict, count.")
     max_text_chars: int = Field(20_000, ge=1, le=10_000_000, description="Longest text, characters; beyond: 422.")
     max_body_bytes: int = Field(2_000_000, ge=100, le=1_000_000_000, description="Largest request body, bytes.")

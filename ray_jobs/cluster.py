@@ -21,7 +21,7 @@ from configs.exit_codes import CommandFailed, Unreachable
 from configs.loading import ConfigError
 from configs.search import SearchConfig
 from ray_jobs.command import say
-from serve_app.mode import choose_fast_path
+from serve_app.mode import fast_path
 
 _TELL_SECONDS = 15.0
 
@@ -62,19 +62,19 @@ def connected(home: str | None) -> Iterator[Cluster]:
             context = ray.init(address=address, **quiet)
         else:
             own_token(home)
-            choose_fast_path()
             temporary = tempfile.mkdtemp(prefix="tg-")
             port = free_port(8265, "Ray's dashboard")
             guard = _guarded(temporary)
             # One more process of 110 MB per trial, which watches for nodes that a cloud takes back: not here.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            context = ray.init(
-                address="local",
-                _temp_dir=temporary,
-                dashboard_host="127.0.0.1",
-                dashboard_port=port,
-                **quiet,
-            )
+            with fast_path():
+                context = ray.init(
+                    address="local",
+                    _temp_dir=temporary,
+                    dashboard_host="127.0.0.1",
+                    dashboard_port=port,
+                    **quiet,
+                )
     except BaseException as error:
         _released(guard)
         if not isinstance(error, OSError | TimeoutError | RuntimeError | ValueError | RayError):

@@ -228,6 +228,7 @@ def describe(settings: Settings, view: View) -> dict[str, Any]:
             "max_client_batch_size": serving.max_client_batch_size,
             "max_body_bytes": serving.max_body_bytes,
             "max_concurrent_texts": serving.max_concurrent_texts,
+            "max_queue_ms": serving.max_queue_ms,
             "max_batch_tokens": serving.batch_tokens,
             "max_batch_texts": serving.max_batch_texts,
             "deadline_ms": serving.deadline_ms,

@@ -122,8 +122,11 @@ class Classifier:
             tokenized = await self._tokenize(served, texts, truncate)
             if tokenized.truncated.any():
                 return _too_long(tokenized, served.loaded.engine.max_length, len(texts))
-        if not self._admission.try_acquire(len(texts)):
-            return Refusal(ErrorCode.OVERLOADED, retry_after_s=self._retry_after_s(served))
+        wait_s = self._lanes.seconds_for(served.batcher.waiting_tokens)
+        # What would wait too long, or into its deadline, is refused while that is still of use to the client.
+        in_time = wait_s <= min(self._serving.max_queue_ms / 1000, deadline - time.monotonic())
+        if not in_time or not self._admission.try_acquire(len(texts)):
+            return Refusal(ErrorCode.OVERLOADED, retry_after_s=max(1, min(60, math.ceil(wait_s))))
         self.metrics.in_progress.set(self._admission.held)
         try:
             if tokenized is None:
@@ -242,10 +245,6 @@ class Classifier:
         self.metrics.serve_version(loaded.version.version)
         logger.info("serving version %s in %s (%s)", loaded.version.version, engine.precision, engine.precision_reason)
         self._on_change()
-
-    def _retry_after_s(self, served: _Served) -> int:
-        """Seconds until what waits now is computed, 1 to 60."""
-        return max(1, min(60, math.ceil(self._lanes.seconds_for(served.batcher.waiting_tokens))))
 
 
 def _too_long(tokenized: Tokenized, max_length: int, texts: int) -> Refusal:

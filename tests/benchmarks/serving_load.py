@@ -1,4 +1,5 @@
-"""A load generator in a process of its own: requests to ``/predict``, closed or open loop; prints one JSON document.
+"""A load generator in a process of its own: requests to ``/predict`` (with ``--batch``: ``/batch_predict``), closed or
+open loop; prints one JSON document.
 
     python -m tests.benchmarks.serving_load URL --texts FILE.json --concurrency 32 --seconds 20
     python -m tests.benchmarks.serving_load URL --texts FILE.json --rate 80 --seconds 20
@@ -82,15 +83,19 @@ async def open_loop(load: Load, rate: float, until: float, seed: int) -> None:
     await asyncio.gather(*running)
 
 
-async def run(options: argparse.Namespace) -> dict[str, Any]:
+async def run(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]:
     """Warms up, sends, and sums up."""
-    texts: list[str] = json.loads(Path(options.texts).read_text(encoding="utf-8"))
-    bodies = [json.dumps({"text": text}).encode() for text in texts]
+    if options.batch:
+        parts = [texts[place : place + options.batch] for place in range(0, len(texts), options.batch)]
+        bodies = [json.dumps({"texts": part}).encode() for part in parts]
+    else:
+        bodies = [json.dumps({"text": text}).encode() for text in texts]
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=options.timeout)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         began = time.perf_counter() + options.warm_up
-        load = Load(session, f"{options.url}/predict", bodies, began)
+        route = "batch_predict" if options.batch else "predict"
+        load = Load(session, f"{options.url}/{route}", bodies, began)
         until = began + options.seconds
         if options.rate:
             await open_loop(load, options.rate, until, options.seed)
@@ -120,12 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("url")
     parser.add_argument("--texts", required=True, help="JSON file with a list of texts")
     parser.add_argument("--concurrency", type=int, default=1)
+    parser.add_argument("--batch", type=int, help="texts per request, to /batch_predict")
     parser.add_argument("--rate", type=float, help="requests per second; without it the loop is closed")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before it counts")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one request")
     parser.add_argument("--seed", type=int, default=0)
-    json.dump(asyncio.run(run(parser.parse_args(arguments))), sys.stdout)
+    options = parser.parse_args(arguments)
+    json.dump(asyncio.run(run(options, json.loads(Path(options.texts).read_text(encoding="utf-8")))), sys.stdout)
     return 0
 
 

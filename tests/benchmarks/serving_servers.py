@@ -42,8 +42,7 @@ def ours(folder: Path, port: int, **serving: Any) -> None:
         {
             "home": home,
             "tracking": {"uri": uri},
-            "serving": {"min_replicas": 1, "max_replicas": 1, "cpus_per_replica": cores, "cache_dir": f"{home}/cache"}
-            | serving,
+            "serving": {"cpus_per_replica": cores, "cache_dir": f"{home}/cache"} | serving,
         }
     )
     register(uri, folder, settings.tracking.model_name, settings.serving.alias)
@@ -79,11 +78,11 @@ def fastapi(folder: Path, port: int) -> None:
     class Body(BaseModel):
         text: str
 
-    @app.post("/predict")
     def predict(body: Body) -> Any:
         return classify(body.text)[0]
 
-    globals()["Body"] = Body  # where FastAPI looks the annotation up
+    predict.__annotations__["body"] = Body  # the annotation is a string here, and FastAPI would not find the class
+    app.post("/predict")(predict)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
@@ -107,29 +106,20 @@ def tutorial(folder: Path, port: int) -> None:
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(Classifier.bind(), route_prefix="/predict")
+    deployment: Any = Classifier
+    serve.run(deployment.bind(), route_prefix="/predict")
     threading.Event().wait()
 
 
 def litserve(folder: Path, port: int) -> None:
     """LitServe with dynamic batching."""
-    import litserve as ls
+    import litserve
 
-    class Api(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            self._classify = pipeline_of(folder)
+    from tests.benchmarks.litserve_api import Api
 
-        def decode_request(self, request: Any) -> str:
-            return request["text"]
-
-        def predict(self, texts: list[str]) -> list[Any]:
-            return self._classify(texts, batch_size=len(texts))
-
-        def encode_response(self, output: Any) -> Any:
-            return output
-
-    api = Api(max_batch_size=BATCH, batch_timeout=_BATCH_WAIT_S, api_path="/predict")
-    ls.LitServer(api, accelerator="cpu").run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
+    api = Api(folder, max_batch_size=BATCH, batch_timeout=_BATCH_WAIT_S, api_path="/predict")
+    server = litserve.LitServer(api, accelerator="cpu")
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
 
 
 def pipeline_of(folder: Path) -> Callable[..., Any]:

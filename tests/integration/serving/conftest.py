@@ -1,4 +1,4 @@
-"""One service for all tests here: two gateways and two classifiers on real Ray Serve, on a registry of tiny models."""
+"""One service for all tests here: two replicas on real Ray Serve behind HAProxy, on a registry of tiny models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ def settings(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Se
             "home": str(tmp_path_factory.mktemp("home")),
             "tracking": {"uri": registry.uri},
             "serving": {
-                "gateway_replicas": REPLICAS,
                 "min_replicas": REPLICAS,
                 "max_replicas": REPLICAS,
                 "cpus_per_replica": 1,

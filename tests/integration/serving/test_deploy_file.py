@@ -54,7 +54,8 @@ class Cluster:
 
 @pytest.fixture
 def elsewhere(tracking_uri: str, tmp_path: Path) -> Iterator[Cluster]:
-    """`ray start` in a directory that has nothing of ours, knowing the registry by MLFLOW_TRACKING_URI."""
+    """`ray start` in a directory that has nothing of ours, knowing the registry by MLFLOW_TRACKING_URI; Serve has its
+    own proxy there."""
     port, dashboard, client, agent = (str(free_port()) for _ in range(4))
     # fmt: off
     with tempfile.TemporaryDirectory(prefix="tg-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
@@ -65,7 +66,8 @@ def elsewhere(tracking_uri: str, tmp_path: Path) -> Iterator[Cluster]:
             "--object-store-memory=200000000", "--node-ip-address=127.0.0.1",
         ]
         log = (tmp_path / "ray.log").open("wb")
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
+        environment["MLFLOW_TRACKING_URI"] = tracking_uri
         head = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
         # fmt: on
         try:

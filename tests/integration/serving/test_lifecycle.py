@@ -22,7 +22,7 @@ PATH = "/second"
 def second(service: Service, settings: Settings) -> Iterator[httpx.Client]:
     """A second application with API keys, started while MLflow cannot be reached but with the first one's cache."""
     other = settings.model_copy(deep=True)
-    other.serving.gateway_replicas = other.serving.min_replicas = other.serving.max_replicas = 1
+    other.serving.gateway_replicas = other.serving.min_replicas = other.serving.max_replicas = 1  # the other topology
     database = Path(service.registry.uri.removeprefix("sqlite:///"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SERVE_API_KEYS", "one,two")

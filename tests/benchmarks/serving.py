@@ -1,0 +1,305 @@
+"""Requests per second and latency of our service, and of what people would use instead, on one model and one machine.
+
+    python -m tests.benchmarks.serving                                          # built-in texts
+    python -m tests.benchmarks.serving --sentences a.parquet --reviews b.parquet   # column text
+    python -m tests.benchmarks.serving --overload 30                            # ours alone, at four times its capacity
+
+One DistilBERT-base (random weights: speed does not depend on them), in a saved-model folder that every server loads.
+The servers are those of ``tests.benchmarks.serving_servers``; they run one after the other, and the load comes from a
+process of its own (``serving_load``) on the same cores. ``raw`` is our engine without HTTP: batches of 32 texts in as
+many threads as there are cores, and single texts with all cores, which is the bare forward pass that a lone request is
+measured against.
+
+The table goes to standard output as Markdown, the picture to ``--picture``, everything to ``--json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet
+import torch
+
+from ray_jobs.data.generator import generate
+from serve_app.inference.engine import Engine
+from serve_app.inference.families import new_distilbert
+from serve_app.inference.metrics import F1Definition
+from serve_app.inference.packing import pack
+from serve_app.inference.saved_model import ModelInfo, write_model_folder
+from serve_app.inference.tokenizing import learn_wordpiece, tokenize
+
+OURS = "ours"
+CONTENDERS = (OURS, "fastapi", "tutorial", "litserve")
+CONCURRENCIES = (1, 8, 32, 64)
+_START_S = 180.0
+_BATCH = 32
+Row = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    options = _options(arguments)
+    print(f"{len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="tg-bench-") as temporary:
+        kinds = {"sentences": _sentences(options), "reviews": _reviews(options)}
+        kinds = {name: kinds[name] for name in options.kinds}
+        folder = make_model(Path(temporary) / "model", [text for texts in kinds.values() for text in texts])
+        files = {name: _write(Path(temporary) / f"{name}.json", texts) for name, texts in kinds.items()}
+        if options.overload:
+            rows = overload(folder, files, options)
+        else:
+            rows = [raw(folder, name, texts) for name, texts in kinds.items()]
+            for contender in options.contenders:
+                rows += measure(contender, folder, files, options)
+    print(table(rows))
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    if options.picture and not options.overload:
+        draw(rows, options.picture)
+    return 0
+
+
+def make_model(folder: Path, texts: Sequence[str], max_length: int = 256) -> Path:
+    """A saved-model folder of DistilBERT-base's size, with random weights and a vocabulary of ``texts``."""
+    torch.manual_seed(0)
+    tokenizer = learn_wordpiece(texts, 30_522, max_length)
+    labels = ("negative", "positive")
+    model = new_distilbert(
+        layers=6, width=768, heads=12, feed_forward_width=3072, vocabulary_size=30_522, max_length=512, labels=labels
+    ).eval()
+    sample = tokenize(tokenizer, texts[:16], max_length).tokens
+    with torch.inference_mode():
+        logits = model(pack([sample[place] for place in range(len(sample))])).numpy()
+    info = ModelInfo(labels, max_length, F1Definition("binary", "positive"))
+    write_model_folder(folder, model, tokenizer.files, info, sample, logits)
+    return folder
+
+
+def raw(folder: Path, kind: str, texts: Sequence[str], batches: int = 24) -> Row:
+    """Our engine without HTTP: texts per second in batches, and the median of single texts."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    engine = Engine.load(folder)
+    tokens = engine.tokenize(texts).tokens
+    drawn = np.random.default_rng(0).choice(len(tokens), (batches, _BATCH))
+    parts = [[tokens[int(place)] for place in row] for row in drawn]
+
+    def compute(part: list[np.ndarray]) -> None:
+        engine.forward(part)
+
+    def one_thread() -> None:
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    singles = []
+    for place in range(min(60, len(tokens))):
+        began = time.perf_counter()
+        compute([tokens[place]])
+        singles.append(time.perf_counter() - began)
+    with ThreadPoolExecutor(cores, initializer=one_thread) as lanes:
+        list(lanes.map(compute, parts[:cores]))
+        began = time.perf_counter()
+        list(lanes.map(compute, parts))
+        rate = drawn.size / (time.perf_counter() - began)
+    return {
+        "contender": "raw", "kind": kind, "load": "batches of 32", "requests_per_s": rate,
+        "p50_ms": float(np.median(singles)) * 1000, "p95_ms": None, "p99_ms": None, "errors": 0,
+    }  # fmt: skip
+
+
+def measure(contender: str, folder: Path, files: dict[str, Path], options: argparse.Namespace) -> list[Row]:
+    """Closed loops, and an open one at half of what the closed loop of 32 reached."""
+    rows = []
+    with served(contender, folder) as (url, _):
+        for kind, file in files.items():
+            reached = 0.0
+            for concurrency in options.concurrency:
+                found = load(url, file, options, f"--concurrency={concurrency}")
+                reached = max(reached, found["requests_per_s"])
+                rows.append(_row(contender, kind, f"{concurrency}", found))
+            found = load(url, file, options, f"--rate={reached / 2:.2f}")
+            rows.append(_row(contender, kind, f"open, {reached / 2:.0f}/s", found))
+        if contender == OURS:
+            for kind, file in files.items():
+                found = load(url, file, options, "--concurrency=2", f"--batch={_BATCH}")
+                rows.append(_row(contender, kind, "2 x /batch_predict of 32", found))
+    return rows
+
+
+def overload(folder: Path, files: dict[str, Path], options: argparse.Namespace) -> list[Row]:
+    """Ours at its capacity, then at four times that in an open loop, then one request; with the memory of all of it."""
+    rows = []
+    with served(OURS, folder) as (url, server):
+        for kind, file in files.items():
+            peak = load(url, file, options, "--concurrency=32")
+            rows.append(_row(OURS, kind, "32", peak) | {"memory_mb": _memory_mb(server)})
+            rate = 4 * peak["requests_per_s"]
+            found = load(url, file, options, f"--rate={rate:.1f}", f"--seconds={options.overload}")
+            refused = found["statuses"].get("429", 0)
+            rows.append(_row(OURS, kind, f"open, {rate:.0f}/s ({refused} refused)", found, allowed=("200", "429"))
+                        | {"memory_mb": _memory_mb(server), "refused": found["refused"]})  # fmt: skip
+            after = load(url, file, options, "--concurrency=1", "--seconds=2", "--warm-up=0")
+            rows.append(_row(OURS, kind, "1, right afterwards", after) | {"memory_mb": _memory_mb(server)})
+    for row in rows:
+        print(json.dumps(row), file=sys.stderr)
+    return rows
+
+
+@contextlib.contextmanager
+def served(contender: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """The contender's server, answering; its whole process tree ends with the context."""
+    port = _free_port()
+    command = [sys.executable, "-m", "tests.benchmarks.serving_servers", contender, str(folder), str(port)]
+    with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = psutil.Process(server.pid)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_for_answer(url, server, log.name)
+            yield url, process
+        finally:
+            children = process.children(recursive=True)
+            server.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(15)
+            for child in [process, *children]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+
+def load(url: str, texts: Path, options: argparse.Namespace, *more: str) -> Row:
+    """What the load generator measured."""
+    command = [sys.executable, "-m", "tests.benchmarks.serving_load", url, f"--texts={texts}",
+               f"--seconds={options.seconds}", *more]  # fmt: skip
+    print(" ".join(command[3:]), file=sys.stderr)
+    found: Row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown. ``times``: our requests per second over this row's, same texts and load."""
+    ours = {(row["kind"], row["load"]): row["requests_per_s"] for row in rows if row["contender"] == OURS}
+    lines = ["| texts | load | server | requests/s | p50 ms | p95 ms | p99 ms | errors | ours is faster by |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for row in sorted(rows, key=lambda row: (row["kind"] != "sentences", row["load"].split(",")[0].zfill(20))):
+        own = ours.get((row["kind"], row["load"]))
+        faster = f"{own / row['requests_per_s']:.1f}x" if own and row["requests_per_s"] else ""
+        times = [f"{row[name]:.0f}" if row[name] is not None else "" for name in ("p50_ms", "p95_ms", "p99_ms")]
+        lines.append(
+            f"| {row['kind']} | {row['load']} | {row['contender']} | {row['requests_per_s']:.1f} "
+            f"| {' | '.join(times)} | {row['errors']} | {'' if row['contender'] == OURS else faster} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], path: str) -> None:
+    """Requests per second and 99th percentile over concurrency, a line per server."""
+    from matplotlib.figure import Figure
+
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    figure = Figure(figsize=(10, 3.6 * len(kinds)), layout="constrained")
+    grid = figure.subplots(len(kinds), 2, squeeze=False)
+    for kind, (rate, tail) in zip(kinds, grid, strict=True):
+        for contender in dict.fromkeys(row["contender"] for row in rows if row["contender"] != "raw"):
+            own = [row for row in rows
+                   if row["contender"] == contender and row["kind"] == kind and row["load"].isdigit()]  # fmt: skip
+            places = [int(row["load"]) for row in own]
+            rate.plot(places, [row["requests_per_s"] for row in own], "o-", label=contender)
+            tail.plot(places, [row["p99_ms"] for row in own], "o-", label=contender)
+        limit = next(row["requests_per_s"] for row in rows if row["contender"] == "raw" and row["kind"] == kind)
+        rate.axhline(limit, color="gray", linestyle="--", label="our engine without HTTP")
+        rate.set(title=f"{kind}: requests per second", xlabel="concurrent clients", xscale="log", ylim=(0, None))
+        tail.set(title=f"{kind}: 99th percentile, ms", xlabel="concurrent clients", xscale="log", yscale="log")
+        for axes in (rate, tail):
+            axes.set_xticks(places, [str(place) for place in places])
+            axes.grid(alpha=0.3)
+        rate.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _row(contender: str, kind: str, how: str, found: Row, allowed: Sequence[str] = ("200",)) -> Row:
+    errors = sum(count for status, count in found["statuses"].items() if status not in allowed)
+    kept = {name: found[name] for name in ("requests_per_s", "p50_ms", "p95_ms", "p99_ms")}
+    return {"contender": contender, "kind": kind, "load": how, **kept, "errors": errors}
+
+
+def _memory_mb(server: psutil.Process) -> float:
+    """Of the replicas, MB."""
+    replicas = [child for child in server.children(recursive=True) if "ServeReplica" in " ".join(child.cmdline())]
+    return sum(child.memory_full_info().uss for child in replicas) / 1e6
+
+
+def _wait_for_answer(url: str, server: subprocess.Popen[bytes], log: str) -> None:
+    body, until = json.dumps({"text": "warm"}).encode(), time.monotonic() + _START_S
+    while time.monotonic() < until and server.poll() is None:
+        request = urllib.request.Request(f"{url}/predict", body, {"content-type": "application/json"})
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            urllib.request.urlopen(request, timeout=30).read()
+            return
+        time.sleep(0.5)
+    raise SystemExit(f"{url} does not answer: {Path(log).read_text(encoding='utf-8', errors='replace')[-3000:]}")
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _sentences(options: argparse.Namespace) -> list[str]:
+    return _read(options.sentences) if options.sentences else [text[:140] for text in generate(512, 0)[0]]
+
+
+def _reviews(options: argparse.Namespace) -> list[str]:
+    if options.reviews:
+        return _read(options.reviews)
+    texts = generate(4096, 1)[0]
+    return [" ".join(texts[place : place + 8]) for place in range(0, 4096, 8)]
+
+
+def _read(path: str, count: int = 512) -> list[str]:
+    texts: list[str] = pyarrow.parquet.read_table(path, columns=["text"])["text"].slice(0, count).to_pylist()
+    return texts
+
+
+def _write(path: Path, texts: Sequence[str]) -> Path:
+    path.write_text(json.dumps(list(texts)), encoding="utf-8")
+    return path
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.serving", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--sentences", metavar="FILE.parquet", help="short texts, column text")
+    parser.add_argument("--reviews", metavar="FILE.parquet", help="long texts, column text; cut at 256 tokens")
+    parser.add_argument("--kinds", nargs="+", choices=("sentences", "reviews"), default=["sentences", "reviews"])
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--concurrency", nargs="+", type=int, default=list(CONCURRENCIES))
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each load (default %(default)s)")
+    parser.add_argument("--overload", type=float, metavar="SECONDS", help="only this: ours at four times its capacity")
+    parser.add_argument("--picture", metavar="FILE.png")
+    parser.add_argument("--json", metavar="FILE.json")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
