@@ -122,10 +122,10 @@ class Classifier:
             tokenized = await self._tokenize(served, texts, truncate)
             if tokenized.truncated.any():
                 return _too_long(tokenized, served.loaded.engine.max_length, len(texts))
-        wait_s = self._lanes.seconds_for(served.batcher.waiting_tokens)
+        wait_s, remaining_s = self._lanes.seconds_for(served.batcher.waiting_tokens), deadline - time.monotonic()
         # What would wait too long, or into its deadline, is refused while that is still of use to the client.
-        in_time = wait_s <= min(self._serving.max_queue_ms / 1000, deadline - time.monotonic())
-        if not in_time or not self._admission.try_acquire(len(texts)):
+        too_long = wait_s > self._serving.max_queue_ms / 1000 or wait_s > remaining_s > 0
+        if too_long or not self._admission.try_acquire(len(texts)):
             return Refusal(ErrorCode.OVERLOADED, retry_after_s=max(1, min(60, math.ceil(wait_s))))
         self.metrics.in_progress.set(self._admission.held)
         try:

@@ -177,6 +177,25 @@ async def test_deadline_that_passed_while_waiting(start, alias):
     assert isinstance(await first, Answer)
 
 
+@pytest.mark.parametrize(("serving", "remaining_s"), [({"max_queue_ms": 1000}, 60.0), ({}, 1.0)])
+async def test_what_would_wait_too_long_is_refused_at_once(start, alias, monkeypatch, serving, remaining_s):
+    alias.current = "1"
+    classifier = await start(**serving)
+    monkeypatch.setattr(classifier._lanes, "seconds_for", lambda tokens: 1.5 if tokens else 0.0)
+    gate = Gate(classifier)
+    computing = asyncio.create_task(classifier.classify(["good"], True))
+    await asyncio.to_thread(gate.entered.wait, 20)
+    waiting = asyncio.create_task(classifier.classify(["good"], True))
+    await until(lambda: classifier._served.batcher.waiting_tokens > 0)
+    refused = await classifier.classify(["good"], True, remaining_s=remaining_s)
+    assert isinstance(refused, Refusal)
+    assert refused.code is ErrorCode.OVERLOADED
+    assert refused.retry_after_s == 2
+    gate.go.set()
+    assert isinstance(await computing, Answer)
+    assert isinstance(await waiting, Answer)
+
+
 async def test_swap_leaves_requests_in_work_on_their_version(start, alias):
     alias.current = "1"
     classifier = await start()
