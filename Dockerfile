@@ -39,4 +39,4 @@ ENV PATH=/opt/trialgate/bin:$PATH \
 WORKDIR /app
 USER trialgate
 EXPOSE 8000
-CMD ["serve", "run", "configs/serve.yaml"]
+CMD ["sh", "-c", "set -a && . configs/fast_path.env && set +a && exec serve run configs/serve.yaml"]

