@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 
@@ -166,6 +167,18 @@ def evaluate(
         texts_per_second=texts_per_second,
         **scores,
     )
+
+
+def is_alike(one: object, other: object) -> bool:
+    """Whether two dumped records say the same: numbers may differ in the last bits, which no two processors promise to
+    share for a logarithm."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_alike(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_alike, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+    return one == other
 
 
 def f1_interval_of(confusion: np.ndarray, positive: int | None) -> Interval:

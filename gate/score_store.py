@@ -38,8 +38,8 @@ class ScoreStore:
         self._client, self._run_id = client, run_id
 
     def find(self, key: ScoreKey, split: TestSplit) -> tuple[Score, np.ndarray] | None:
-        """The stored score with exactly this key, and its probabilities. One that cannot be used is computed again, so
-        None."""
+        """The stored score with exactly this key, and the probabilities beside it, neither believed yet: whoever may
+        write to the run may have changed them. One that cannot be read is computed again, so None."""
         if self._run_id is None:
             return None
         try:

@@ -1,7 +1,8 @@
 """Scores a saved model on a frozen test split, with the engine that serves it.
 
 The same weights always give the same F1: rows are put into the order of their ids, and batches depend on their lengths
-alone. A score is stored with everything that it depends on (``ScoreKey``) and reused only if all of it is equal.
+alone. A score is stored with everything that it depends on (``ScoreKey``) and reused only if all of it is equal, and if
+it is what the predictions stored beside it come to.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 
-from gate.evaluation import Score, ScoreKey, evaluate
+from gate.evaluation import Score, ScoreKey, evaluate, is_alike
 from gate.safety import code_in
 from gate.slices import slices_of
 from serve_app.inference.digests import SLICE_PREFIX, split_digest
@@ -101,10 +102,11 @@ def score_model(
     definition: F1Definition | None = None,
     what: str = "the model",
 ) -> Scored:
-    """The saved model in ``folder`` and its score, computed unless ``find`` knows it.
+    """The saved model in ``folder`` and its score, computed unless ``find`` knows it and the predictions.
 
-    The folder is loaded and checked either way. ``definition``: the F1 that the score is compared under; a model with
-    another one is refused. Raises ScoringError for whatever keeps this model from having a score.
+    What ``find`` returns is evaluated anew: a score that contradicts its predictions is computed again. The folder is
+    loaded and checked either way. ``definition``: the F1 that the score is compared under; a model with another one is
+    refused. Raises ScoringError for whatever keeps this model from having a score.
     """
     engine = _load(folder, precision, what)
     if definition is not None and engine.info.f1 != definition:
@@ -125,9 +127,10 @@ def score_model(
         f1_definition=engine.info.f1.key,
     )
     stored = find(key, split)
-    if stored is not None:
-        logger.info("%s: stored score reused, F1 %.4f", what, stored[0].f1)
-        return Scored(*stored, engine, new=False)
+    score = _confirmed(*stored, engine, split, what) if stored is not None else None
+    if stored is not None and score is not None:
+        logger.info("%s: stored predictions reused, F1 %.4f", what, score.f1)
+        return Scored(score, stored[1], engine, new=False)
     logger.info("%s: scoring %d texts in %s on %s (%s)", what, len(split.texts), engine.precision, engine.device_type,
                 engine.precision_reason)  # fmt: skip
     return Scored(*_compute(engine, split, key, what), engine, new=True)
@@ -155,19 +158,40 @@ def _compute(engine: Engine, split: TestSplit, key: ScoreKey, what: str) -> tupl
     # The split's classes may stand in another order than the model's: the name decides.
     probabilities = probabilities[:, [engine.labels.index(name) for name in split.label_names]]
     try:
-        score = evaluate(
-            split.labels,
-            probabilities,
-            label_names=list(split.label_names),
-            definition=engine.info.f1,
-            slices=slices_of(split.texts, split.slices),
-            key=key,
-            temperature=engine.info.temperature,
-            texts_per_second=len(split.texts) / max(seconds, 1e-9),
-        )
+        return _evaluated(engine, split, key, probabilities, len(split.texts) / max(seconds, 1e-9)), probabilities
     except ValueError as error:
         raise ScoringError(f"{what} cannot be scored: {error}") from error
-    return score, probabilities
+
+
+def _evaluated(
+    engine: Engine, split: TestSplit, key: ScoreKey, probabilities: np.ndarray, texts_per_second: float
+) -> Score:
+    return evaluate(
+        split.labels,
+        probabilities,
+        label_names=list(split.label_names),
+        definition=engine.info.f1,
+        slices=slices_of(split.texts, split.slices),
+        key=key,
+        temperature=engine.info.temperature,
+        texts_per_second=texts_per_second,
+    )
+
+
+def _confirmed(stored: Score, probabilities: np.ndarray, engine: Engine, split: TestSplit, what: str) -> Score | None:
+    """The score of stored ``probabilities``; None if they cannot be evaluated, or ``stored`` says something else."""
+    try:
+        score = _evaluated(engine, split, stored.key, probabilities, stored.texts_per_second)
+    except ValueError as error:
+        logger.warning("%s: the stored predictions cannot be evaluated, so it is scored again: %s", what, error)
+        return None
+    if is_alike(stored.model_dump(), score.model_dump()):
+        return score
+    logger.warning(
+        "%s: the stored score (F1 %.6f) contradicts the predictions stored beside it (F1 %.6f). One of the two was "
+        "changed, so neither is believed and it is scored again", what, stored.f1, score.f1,
+    )  # fmt: skip
+    return None
 
 
 def _reporter(total: int, what: str) -> Callable[[int], None]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from configs.exit_codes import ExitCode
 from gate import registry
+from gate.score_store import SCORE_FILE
 from serve_app import mlflow_client as names
 from tests.integration.gate.conftest import Gate
 from tests.integration.gate.world import World
@@ -67,6 +68,33 @@ def test_candidate_that_proves_nothing(world: World, models: dict[str, Path], ga
     _assert_refused(world, gate, without, "no saved model")
     assert world.client.get_run(world.trial(models["good"])).data.metrics == {}
     assert gate("promote", "--run-id", world.trial(models["good"]))[0] == 0
+
+
+def _forge(world: World, run_id: str, f1: float) -> None:
+    """Lets the score that the run keeps say another F1 than its predictions."""
+    (kept,) = world.client.list_artifacts(run_id, "scores")
+    file = Path(world.client.download_artifacts(run_id, f"{kept.path}/{SCORE_FILE}"))
+    world.client.log_text(run_id, json.dumps({**json.loads(file.read_bytes()), "f1": f1}), f"{kept.path}/{SCORE_FILE}")
+
+
+def test_stored_score_that_its_predictions_do_not_bear_out(
+    world: World, models: dict[str, Path], gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = world.trial(models["good"]), world.trial(models["bad"])
+    true = gate("check", "--run-id", bad)[1]["f1"]
+    _forge(world, bad, 0.99)
+    code, decision = gate("promote", "--run-id", bad)
+    assert (code, decision["f1"]) == (ExitCode.BLOCKED, true)
+    assert "contradicts the predictions" in caplog.text
+    caplog.clear()
+    assert gate("check", "--run-id", bad)[1]["f1"] == true  # what was computed is stored in the forged one's place
+    assert "contradicts" not in caplog.text
+
+    assert gate("promote", "--run-id", good)[0] == 0
+    _forge(world, good, 0.1)  # production is no easier to beat by it
+    code, decision = gate("promote", "--run-id", bad)
+    assert (code, decision["baseline_f1"]) == (ExitCode.BLOCKED, 1.0)
+    assert "contradicts the predictions" in caplog.text
 
 
 @ONLY_SQLITE

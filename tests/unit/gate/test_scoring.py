@@ -125,12 +125,47 @@ def test_stored_score_is_taken_under_its_whole_key(rule_model: Path, split: Test
         return (first.score, first.probabilities) if wanted == key else None
 
     stored = score_model(rule_model, split, precision="fp32", find=find)
-    assert stored.score is first.score
+    assert stored.score == first.score  # with its speed: the stored one
     assert stored.probabilities is first.probabilities
     assert not stored.new
     assert asked == [key]
     for field in ScoreKey.model_fields:
         assert key.model_copy(update={field: "other"}).folder != key.folder
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"f1": 1.0}, {"confusion": [[2, 0], [0, 3]]}, {"ece": 0.0}, {"temperature": 2.0}, {"slices": []}, {"texts": 9}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_stored_score_that_contradicts_its_predictions_is_computed_again(
+    rule_model: Path, split: TestSplit, changed: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = score_model(rule_model, split, precision="fp32", find=_none)
+    forged = first.score.model_copy(update=changed)
+    scored = score_model(rule_model, split, precision="fp32", find=lambda *_: (forged, first.probabilities))
+    assert scored.new
+    assert scored.score.model_copy(update={"texts_per_second": first.score.texts_per_second}) == first.score
+    assert "contradicts the predictions" in caplog.text
+
+
+@pytest.mark.parametrize(("value", "says"), [(np.nan, "cannot be evaluated"), (1.0, "contradicts the predictions")])
+def test_stored_predictions_that_were_changed_are_computed_again(
+    rule_model: Path, split: TestSplit, value: float, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = score_model(rule_model, split, precision="fp32", find=_none)
+    changed = first.probabilities.copy()
+    changed[split.labels == 1, 1] = value
+    scored = score_model(rule_model, split, precision="fp32", find=lambda *_: (first.score, changed))
+    assert scored.new
+    np.testing.assert_array_equal(scored.probabilities, first.probabilities)
+    assert says in caplog.text
+
+
+def test_last_bits_are_no_contradiction(rule_model: Path, split: TestSplit) -> None:
+    first = score_model(rule_model, split, precision="fp32", find=_none)
+    elsewhere = first.score.model_copy(update={"log_loss": float(np.nextafter(first.score.log_loss, 1))})
+    assert not score_model(rule_model, split, precision="fp32", find=lambda *_: (elsewhere, first.probabilities)).new
 
 
 def test_predictions_are_kept_by_id_and_never_taken_for_other_texts(
