@@ -204,9 +204,11 @@ def _decided(decision: Decision) -> Result:
         "forced": f"promoted by force: version {version} of {decision.model_name} is {decision.alias}",
         "rolled_back": f"rolled back: version {version} of {decision.model_name} is production",
         "blocked": "blocked",
-        "would_prune": f"would be pruned from {decision.model_name}: {len(decision.versions)} versions",
-        "pruned": f"pruned from {decision.model_name}: {len(decision.versions)} versions",
+        "would_prune": f"would be pruned from {decision.model_name}: {_counted(decision.versions)}",
+        "pruned": f"pruned from {decision.model_name}: {_counted(decision.versions)}",
     }[decision.decision]
+    if decision.action == "prune" and not decision.versions:
+        heading = f"nothing to prune from {decision.model_name}"
     lines = [heading, f"  {decision.reason}"]
     for check in decision.checks:
         blocking = "ok" if check.passed else "overridden" if check.forced else "failed"
@@ -218,6 +220,10 @@ def _decided(decision: Decision) -> Result:
     if decision.decision_id:
         lines.append(f"  recorded as run {decision.decision_id}")
     return document, lines, decision.exit_code
+
+
+def _counted(versions: Sequence[str]) -> str:
+    return f"{len(versions)} version{'' if len(versions) == 1 else 's'}"
 
 
 def _table(decisions: list[dict[str, Any]]) -> list[str]:
@@ -238,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gate", description="Decides which model is in production.", epilog=EXIT_CODES
     )
+    parser.set_defaults(blocked_ok=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, does: str) -> argparse.ArgumentParser:
@@ -274,6 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (check, promote, rollback, status, history, prune, card, replay):
         command.add_argument("--json", action="store_true", help="print exactly one JSON document")
         command.add_argument("--json-file", metavar="PATH_OR_URL", help="write that document there")
+    for command in (check, promote, rollback):  # the others decide nothing that could be blocked
         command.add_argument("--blocked-ok", action="store_true", help="exit 0 when blocked")
     return parser
 

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from gate import audit, lease, promotion, registry
+from gate.__main__ import main
 from gate.lease import LeaseLost
 from serve_app import mlflow_client as names
 from tests.integration.gate.conftest import Gate
@@ -87,6 +88,9 @@ def test_prune_removes_what_has_no_alias_and_tells_what_that_costs(
     assert "nothing to remove" in nothing["reason"]
     assert len(gate("history")[1]["decisions"]) == before
     assert gate("prune", "--keep", "-1")[0] == 2
+    for dry_run in ([], ["--dry-run"]):
+        assert main(["prune", "--keep", "0", *dry_run]) == 0
+        assert capsys.readouterr().out.startswith(f"nothing to prune from {NAME}\n")
     assert _aliases(world) == {"production": "4", "previous": "3", "of-somebody": "1"}
 
 

@@ -94,6 +94,10 @@ def test_output_of_child_processes_stays_out_of_the_document() -> None:
         ["check"],
         ["promote", "--run-id", "a", "--version", "1"],
         ["rollback", "--force"],
+        ["status", "--blocked-ok"],
+        ["prune", "--keep", "3", "--blocked-ok"],
+        ["card", "--blocked-ok"],
+        ["replay", "decision.json", "--blocked-ok"],
     ],
 )
 def test_bad_usage_is_2(argv: list[str]) -> None:
