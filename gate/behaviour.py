@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gate.rule import Check
-from gate.suite import Case, Invariance, MinimumFunctionality, Suite, Test, load_suites
+from gate.suite import Case, Invariance, MinimumFunctionality, Suite, Test
 
 Predict = Callable[[Sequence[str]], np.ndarray]
 
@@ -97,12 +97,9 @@ class BehaviourReport(_Record):
         return self
 
 
-def behaviour_of(model: Classifier, suites: Sequence[str]) -> BehaviourReport:
-    """Runs ``suites`` (bare names of shipped ones, paths or URLs) on ``model``.
-
-    Raises SuiteError for a suite that cannot be used, BehaviourError for output that is not finite.
-    """
-    return BehaviourReport.of([run_suite(suite, model.predict, model.labels) for suite in load_suites(suites)])
+def behaviour_of(model: Classifier, suites: Sequence[Suite]) -> BehaviourReport:
+    """Runs ``suites`` on ``model``. Raises BehaviourError for output that is not finite."""
+    return BehaviourReport.of([run_suite(suite, model.predict, model.labels) for suite in suites])
 
 
 def run_suite(suite: Suite, predict: Predict, labels: Sequence[str]) -> SuiteReport:

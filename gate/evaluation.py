@@ -111,13 +111,14 @@ class Score(BaseModel):
 
 class Speed(BaseModel):
     """Latency of one text at a time, milliseconds (median and 95th percentile over ``texts`` of them, each at its best
-    of five), and the size of the saved model."""
+    of ``rounds``), and the size of the saved model."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     latency_ms: float
     latency_p95_ms: float
     texts: int
+    rounds: int = 5  # what every decision had before this was recorded
     bytes: int
     parameters: int
 

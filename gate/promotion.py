@@ -1,24 +1,24 @@
 """What the gate does: check, promote, roll back, and tell how things stand.
 
-Scoring takes minutes and needs nobody to wait, so it comes before the lease of the model (``gate.lease``). With the
-lease held the decision is made again if anything it rests on has changed; then it is carried out (``gate.carry_out``).
+Scoring takes minutes and needs nobody to wait, so it comes before the lease of the model (``gate.lease``). If anything
+that the decision rests on is found changed with the lease held, the lease is given back and the decision made again;
+else it is carried out (``gate.carry_out``).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from configs.schema import Settings
 from gate import audit, registry
 from gate.candidates import Candidate, find_candidate
 from gate.carry_out import carry_out, record, repair, settle_interrupted
 from gate.decision import Decision, GateUsageError
-from gate.judgement import Judgement, judge
+from gate.judgement import Judge, Judgement
 from gate.lease import Lease
 from gate.permissions import require_right_to_change
 from serve_app import mlflow_client as names
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
+
+TURNS_GIVEN_BACK: Final = 2  # by a promotion that finds the registry changed, before it keeps one
 
 
 def check(
@@ -45,9 +47,10 @@ def check(
     ``settings``: default are those of the candidate's search. Raises GateUsageError, TrackingUnavailable.
     """
     candidate, settings = _resolve(client, settings, run_id, version, candidate)
-    registry.refuse_foreign(client, settings.tracking.model_name)
+    state = registry.state(client, settings.tracking.model_name)
+    registry.refuse_foreign(client, state.name, state)
     with tempfile.TemporaryDirectory(prefix="trialgate-gate-") as folder:
-        return judge(client, candidate, settings, Path(folder), "check", force=False).decision
+        return Judge(client, candidate, settings, Path(folder)).judge(state, "check").decision
 
 
 def promote(
@@ -73,33 +76,56 @@ def promote(
     repair(client)
     candidate, settings = _resolve(client, settings, run_id, version, candidate)
     name = settings.tracking.model_name
-    registry.refuse_foreign(client, name)
+    state = registry.state(client, name)
+    registry.refuse_foreign(client, name, state)
     # A version may have a mark or the alias challenger to be taken from it.
     require_right_to_change(client, name, candidate.run_id, removes=force or candidate.version is not None)
-    with tempfile.TemporaryDirectory(prefix="trialgate-gate-") as temporary:
-        folder = Path(temporary)
-        seen = registry.state(client, name)
-        decision, judged = _judged(client, candidate, settings, folder / "first", alias, force, reason)
-        if decision.decision == "blocked":
-            return record(client, decision)
-        if _has_alias(client, decision):
-            return _unchanged(decision)
+    with tempfile.TemporaryDirectory(prefix="trialgate-gate-") as folder:
+        judge = Judge(client, candidate, settings, Path(folder))
+
+        def judged(now: registry.State) -> Judgement:
+            judgement = judge.judge(now, "promote", force=force)
+            judgement.decision = judgement.decision.model_copy(update={"alias": alias, "forced_reason": reason})
+            return judgement
+
+        return _in_turn(client, candidate, judged(state), judged)
+
+
+def _in_turn(
+    client: MlflowClient, candidate: Candidate, judgement: Judgement, judged: Callable[[registry.State], Judgement]
+) -> Decision:
+    """Carries ``judgement`` out with the lease held and the registry as it was judged, or records what came of it.
+
+    Whoever finds it changed gives the lease back and judges again, so that nobody waits for that. Others might be
+    faster each time, so the last turn is kept until it is judged.
+    """
+    for keeps_turn in [False] * TURNS_GIVEN_BACK + [True]:
+        if not _acts(judgement):
+            break
+        name = judgement.state.name
         with Lease(client, name, f"the promotion of {candidate.what} by {audit.who()}") as lease:
             settle_interrupted(client, lease)
-            if registry.state(client, name) != seen:
+            now = registry.state(client, name)
+            if now != judgement.state:
                 logger.info("model %s has changed since %s was judged: it is judged again", name, candidate.what)
-                shutil.rmtree(folder / "first")
-                candidate = _looked_up_again(client, candidate)
-                decision, judged = _judged(client, candidate, settings, folder / "again", alias, force, reason)
-            if decision.decision != "blocked" and not _has_alias(client, decision):
-                return carry_out(
-                    client,
-                    lease,
-                    decision,
-                    experiment_id=candidate.experiment_id,
-                    register=lambda decision_id: _register(client, decision_id, candidate, judged),
-                )
-        return record(client, decision) if decision.decision == "blocked" else _unchanged(decision)
+                if keeps_turn:
+                    judgement = judged(now)
+            if now == judgement.state and _acts(judgement):
+                return _carried_out(client, lease, candidate, judgement)
+        if now != judgement.state:
+            judgement = judged(now)
+    decision = judgement.decision
+    return record(client, decision) if decision.decision == "blocked" else _unchanged(decision)
+
+
+def _carried_out(client: MlflowClient, lease: Lease, candidate: Candidate, judgement: Judgement) -> Decision:
+    return carry_out(
+        client,
+        lease,
+        judgement.decision,
+        experiment_id=candidate.experiment_id,
+        register=lambda decision_id: _register(client, decision_id, candidate, judgement),
+    )
 
 
 def rollback(client: MlflowClient, model_name: str, to: str | None = None, reason: str | None = None) -> Decision:
@@ -195,37 +221,16 @@ def status(client: MlflowClient, model_name: str) -> dict[str, Any]:
     }
 
 
-def _judged(
-    client: MlflowClient,
-    candidate: Candidate,
-    settings: Settings,
-    folder: Path,
-    alias: Literal["production", "challenger"],
-    force: bool,
-    reason: str | None,
-) -> tuple[Decision, Judgement]:
-    folder.mkdir()
-    judged = judge(client, candidate, settings, folder, "promote", force=force)
-    return judged.decision.model_copy(update={"alias": alias, "forced_reason": reason}), judged
-
-
-def _looked_up_again(client: MlflowClient, candidate: Candidate) -> Candidate:
-    """A registered candidate as it is now: it may have been rolled back or removed."""
-    if candidate.version is None:
-        return candidate
-    name, number = candidate.version.name, str(candidate.version.version)
-    version = registry.get_version(client, name, number)
-    if version is None:
-        raise GateUsageError(f"version {number} of model '{name}' was removed while it was judged")
-    return dataclasses.replace(candidate, version=version)
-
-
-def _has_alias(client: MlflowClient, decision: Decision) -> bool:
-    """Whether the candidate is what it was meant to become. UsageError: a challenger that is production."""
+def _acts(judgement: Judgement) -> bool:
+    """Whether anything is to be done: it passes, and is not yet what it was meant to become. UsageError: a challenger
+    that is production."""
+    decision, aliases = judgement.decision, judgement.state.aliases
     version = decision.model_version
+    if decision.decision == "blocked":
+        return False
     if version is not None and decision.alias == CHALLENGER and version == decision.baseline_version:
         raise GateUsageError(f"version {version} is production, so it cannot be the challenger of production too")
-    return version is not None and registry.aliases(client, decision.model_name).get(decision.alias) == version
+    return version is None or aliases.get(decision.alias) != version
 
 
 def _unchanged(decision: Decision) -> Decision:

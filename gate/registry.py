@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import tempfile
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,9 +56,10 @@ def aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     An alias that leads nowhere is not the same as none: UsageError.
     """
     number = aliases(client, name).get(alias)
-    if number is None:
-        return None
-    version = get_version(client, name, number)
+    return None if number is None else _at_its_end(name, alias, number, get_version(client, name, number))
+
+
+def _at_its_end(name: str, alias: str, number: str, version: ModelVersion | None) -> ModelVersion:
     if version is None:
         raise UsageError(
             f"the alias '{alias}' of model '{name}' points at version {number}, which does not exist: go back "
@@ -86,16 +88,52 @@ def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
             return found
 
 
-def state(client: MlflowClient, name: str) -> tuple[dict[str, str], list[tuple[str | None, ...]]]:
-    """What a judgement rests on, beside the candidate: aliases, and every version with what was decided about it.
+@dataclass(frozen=True)
+class State:
+    """A registered model at one moment; empty if there is none. ``versions``: oldest first.
 
-    Equal if nothing has changed: a promotion and its rollback leave the same aliases, but not the same tags.
+    Two are equal if a judgement of the one holds for the other: the same aliases, and the same versions with the same
+    ``marks`` of what was decided about each. A promotion and its rollback leave the same aliases, but not the same
+    marks.
     """
-    if find_model(client, name) is None:
-        return {}, []
-    marks = (names.DECISION_ID, names.ROLLED_BACK)
-    found = [(str(version.version), *map(version.tags.get, marks)) for version in versions(client, name)]
-    return aliases(client, name), found
+
+    name: str
+    model: Any | None = field(default=None, compare=False)
+    versions: list[ModelVersion] = field(default_factory=list, compare=False)
+    aliases: dict[str, str] = field(default_factory=dict)
+    marks: list[tuple[str | None, ...]] = field(default_factory=list)
+
+    def version(self, number: str) -> ModelVersion | None:
+        """Version ``number``, or None if there is none."""
+        return next((version for version in self.versions if str(version.version) == number), None)
+
+    def aliased(self, alias: str) -> ModelVersion | None:
+        """As the function ``aliased``."""
+        number = self.aliases.get(alias)
+        return None if number is None else _at_its_end(self.name, alias, number, self.version(number))
+
+    def with_weights(self, digest: str) -> ModelVersion | None:
+        """The newest version whose weights have this digest, or None."""
+        same = [version for version in self.versions if version.tags.get(names.WEIGHTS_DIGEST) == digest]
+        return same[-1] if same else None
+
+
+def state(client: MlflowClient, name: str) -> State:
+    """What a judgement rests on, beside the candidate."""
+    model = find_model(client, name)
+    if model is None:
+        return State(name)
+    found = versions(client, name)
+    return State(
+        name,
+        model,
+        found,
+        aliases={alias: str(version) for alias, version in model.aliases.items()},
+        marks=[
+            (str(version.version), version.tags.get(names.DECISION_ID), version.tags.get(names.ROLLED_BACK))
+            for version in found
+        ],
+    )
 
 
 def model_names(client: MlflowClient) -> list[str]:
@@ -110,23 +148,18 @@ def model_names(client: MlflowClient) -> list[str]:
             return sorted(found)
 
 
-def refuse_foreign(client: MlflowClient, name: str) -> None:
-    """UsageError if the registered model ``name`` has versions that are not Trialgate's. An empty one may be ours."""
-    model = find_model(client, name)
+def refuse_foreign(client: MlflowClient, name: str, known: State | None = None) -> None:
+    """UsageError if the registered model ``name`` has versions that are not Trialgate's. An empty one may be ours.
+
+    ``known``: how it stands, if that was read already.
+    """
+    model = known.model if known else find_model(client, name)
     kind = model.tags.get(names.KIND) if model else names.KIND_MODEL
-    if kind != names.KIND_MODEL and versions(client, name):
+    if kind != names.KIND_MODEL and (known.versions if known else versions(client, name)):
         raise UsageError(
             f"the registered model '{name}' is another tool's: it has versions, and its tag {names.KIND} is {kind!r}, "
             f"expected '{names.KIND_MODEL}'. Use another tracking.model_name, or set that tag to let Trialgate have it"
         )
-
-
-def with_weights(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
-    """The newest version whose weights have this digest, or None."""
-    if find_model(client, name) is None:
-        return None
-    same = [version for version in versions(client, name) if version.tags.get(names.WEIGHTS_DIGEST) == digest]
-    return same[-1] if same else None
 
 
 def best_previous(client: MlflowClient, name: str, production: str | None) -> ModelVersion | None:

@@ -66,7 +66,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def report(request: pytest.FixtureRequest, model: Engine) -> BehaviourReport:
     """How it behaves."""
-    report = behaviour_of(model, [_option(request.config, "--suite") or SUITE])
+    report = behaviour_of(model, [read_suite(_option(request.config, "--suite") or SUITE)])
     request.config.stash[_table] = behaviour_lines(report)
     return report
 

@@ -140,7 +140,7 @@ def test_sums_are_by_capability_over_all_suites(tmp_path: Path) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_bytes(FILE)
     second.write_bytes(FILE.replace(b"name: own", b"name: other"))
-    report = behaviour_of(Keywords(), [str(first), str(second)])
+    report = behaviour_of(Keywords(), [read_suite(str(first)), read_suite(str(second))])
     assert [(c.name, c.cases, c.failures, c.pass_rate) for c in report.capabilities] == [
         ("words", 10, 0, 1.0),
         ("steadiness", 4, 4, 0.0),
