@@ -9,6 +9,7 @@ somebody deleted in MLflow is still in it, until ``mlflow gc``.
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import socket
 import tempfile
@@ -16,6 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import ValidationError
+
+from configs.exit_codes import CommandFailed
 from gate.decision import Decision, GateUsageError
 from serve_app import mlflow_client as names
 from serve_app.mlflow_client import ensure_experiment, is_orphan, owner_tags
@@ -53,6 +57,16 @@ _FIELDS: Final = {
 _VERSIONS: Final = "trialgate.versions"  # what a prune removes, separated by blanks
 _NUMBERS: Final = ("f1", "baseline_f1", "minimum_f1")
 _TAG_LIMIT: Final = 5000  # characters; MLflow takes 8000 bytes or fewer, depending on the store
+
+
+class DecisionUnreadable(CommandFailed):
+    """An interrupted decision that can be neither finished nor undone, because its document cannot be read."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"{problem}. It is left as it is: let the version of Trialgate that began it settle it (python -m gate "
+            "status), or put the aliases right in MLflow and delete the decision's run there: the history keeps it"
+        )
 
 
 def now() -> str:
@@ -127,16 +141,24 @@ def abandon(client: MlflowClient, decision_id: str, reason: str) -> None:
 def load(client: MlflowClient, decision_id: str, file: str = INTENT_FILE) -> Decision | None:
     """The decision that the run is about to carry out, or with DECISION_FILE the one that it did carry out.
 
-    None if it was interrupted before that was written.
+    None if it was interrupted before that was written. Raises DecisionUnreadable if it is there, whole, and not a
+    decision as this version of Trialgate writes them.
     """
     with tempfile.TemporaryDirectory(prefix="trialgate-decision-") as folder:
         if file not in [found.path for found in client.list_artifacts(decision_id)]:
             return None
-        path = client.download_artifacts(decision_id, file, folder)
         try:
-            return Decision.model_validate_json(Path(path).read_bytes())
+            content = json.loads(Path(client.download_artifacts(decision_id, file, folder)).read_bytes())
         except ValueError:  # half written
             return None
+    try:
+        return Decision.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise DecisionUnreadable(
+            f"{file} of decision {decision_id} is not as this version of Trialgate writes it: {where}: {first['msg']}"
+        ) from None
 
 
 def interrupted(client: MlflowClient, model_name: str | None = None, ticket: int | None = None) -> list[Run]:

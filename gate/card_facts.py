@@ -77,7 +77,11 @@ def _newest_with_evidence(client: MlflowClient, history: list[Event], decision: 
         return decision
     for event in reversed(history):
         if event.decision in _PASSED:
-            found = audit.load(client, event.decision_id, audit.DECISION_FILE)
+            try:
+                found = audit.load(client, event.decision_id, audit.DECISION_FILE)
+            except audit.DecisionUnreadable as error:
+                logger.info("the model card goes without a decision: %s", error)
+                continue
             if found is not None and found.evidence is not None:
                 return found
     return None

@@ -181,7 +181,7 @@ def _experiments(run: Run) -> list[str]:
 def _settle(client: MlflowClient, run: Run, check: Callable[[], None]) -> str:
     """Finishes a decision whose alias has moved, undoes any other. Returns what was done, in words.
 
-    ``check`` raises if the lease is lost.
+    ``check`` raises if the lease is lost. Raises DecisionUnreadable for one of which nobody can tell.
     """
     decision_id, name, intent = run.info.run_id, run.data.tags[names.MODEL_NAME], run.data.tags.get(audit.INTENT)
     decision = audit.load(client, decision_id)
@@ -199,10 +199,26 @@ def _settle(client: MlflowClient, run: Run, check: Callable[[], None]) -> str:
             decision = decision.model_copy(update={"model_version": str(holder.version)})
             _complete(client, decision, check)
             return f"decision {decision_id} ({intent}) is finished: version {holder.version} is {decision.alias}"
+    if decision is None:
+        _refuse_if_it_got_further(client, run)
     removed = registry.unregister(client, name, _experiments(run), decision_id)
     what = f"interrupted before any alias moved; removed: {', '.join(removed) or 'nothing to remove'}"
     audit.abandon(client, decision_id, what)
     return f"decision {decision_id} ({intent}) is undone: {what}"
+
+
+def _refuse_if_it_got_further(client: MlflowClient, run: Run) -> None:
+    """The document is written first of all. Without it a decision that came as far as an alias has lost it later, and
+    what has moved must not be taken for undone."""
+    name, decision_id = run.data.tags[names.MODEL_NAME], run.info.run_id
+    held = [registry.get_version(client, name, number) for number in registry.aliases(client, name).values()]
+    own = [version for version in held if version and version.tags.get(registry.REGISTERED_BY) == decision_id]
+    step = run.data.tags.get(audit.STEP)
+    if own or step in ("alias", "complete"):
+        raise audit.DecisionUnreadable(
+            f"decision {decision_id} about '{name}' came to the step '{step}', but its {audit.INTENT_FILE} is gone or "
+            "damaged"
+        )
 
 
 def _complete(client: MlflowClient, decision: Decision, check: Callable[[], None]) -> Decision:

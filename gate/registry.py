@@ -225,7 +225,7 @@ def register(
 def unregister(client: MlflowClient, name: str, experiment_ids: list[str], decision_id: str) -> list[str]:
     """Removes what ``register`` left for a decision that was not carried out. Returns what was removed, in words.
 
-    A version that was in production at any time, or has an alias, stays.
+    A version that was in production at any time, or has an alias, stays, and with it the logged model it is made of.
     """
     removed = []
     model = find_model(client, name)
@@ -238,7 +238,10 @@ def unregister(client: MlflowClient, name: str, experiment_ids: list[str], decis
             client.delete_model_version(name, str(version.version))
             removed.append(f"version {version.version}")
     if experiment_ids:
+        in_use = {version.source for version in versions(client, name)} if model is not None else set()
         for logged in client.search_logged_models(experiment_ids, f"tags.`{REGISTERED_BY}` = '{decision_id}'"):
+            if f"models:/{logged.model_id}" in in_use:
+                continue
             client.delete_logged_model(logged.model_id)
             removed.append(f"logged model {logged.model_id}")
     if model is not None and model.tags.get(REGISTERED_BY) == decision_id and not versions(client, name):
