@@ -55,6 +55,11 @@ class Decision(BaseModel):
         return self.decision != "blocked"
 
     @property
+    def already(self) -> str:
+        """What stands before the reason when the version had the alias before."""
+        return f"version {self.model_version} is already {self.alias}; "
+
+    @property
     def exit_code(self) -> ExitCode:
         """OK or BLOCKED."""
         return ExitCode.OK if self.passed else ExitCode.BLOCKED

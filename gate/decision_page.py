@@ -88,6 +88,8 @@ def verdict(decision: Decision) -> Verdict:
             return Verdict("Would be pruned", "quiet", f"A dry run: {removed} would be removed.")
         case "pruned":
             return Verdict("Pruned", "quiet", f"{removed[0].upper()}{removed[1:]} were removed for good.")
+        case "forced" if decision.alias == "production" and now == was:
+            return Verdict("Promoted by force", "quiet", f"Version {now} of {model} was in production already.")
         case "forced" if decision.alias == "challenger":
             return Verdict("Challenger by force", "warning", f"Version {now} of {model} is the challenger against the "
                            f"gate's verdict; {stays}.")  # fmt: skip

@@ -234,8 +234,7 @@ def _acts(judgement: Judgement) -> bool:
 
 
 def _unchanged(decision: Decision) -> Decision:
-    what = f"version {decision.model_version} is already {decision.alias}; {decision.reason}"
-    return decision.model_copy(update={"decision": "promoted", "reason": what})
+    return decision.model_copy(update={"reason": decision.already + decision.reason})
 
 
 def _resolve(

@@ -23,7 +23,7 @@ _CHUNK_CELLS: Final = 2_000_000  # numbers of one chunk of replicates, which bou
 
 
 class Interval(BaseModel):
-    """A value and its 95 % bootstrap percentile interval."""
+    """A value and its 95 % interval: bootstrap percentiles (``interval``) or normal (``mean_interval``)."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

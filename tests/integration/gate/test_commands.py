@@ -102,6 +102,19 @@ def test_promotion_of_a_searchs_best_trial(world: World, models: dict[str, Path]
     assert _decisions(gate) == ["promoted"]
 
 
+def test_forcing_what_is_production_says_that_it_was_forced_and_replays(
+    world: World, models: dict[str, Path], gate: Gate, tmp_path: Path
+) -> None:
+    run_id, file = world.trial(models["good"]), str(tmp_path / "decision.json")
+    gate("promote", "--run-id", run_id)
+    code, decision = gate("promote", "--run-id", run_id, "--set", "gate.require_significant=true", "--force",
+                          "--reason", "once more", "--json-file", file)  # fmt: skip
+    assert (code, decision["decision"], decision["changed"]) == (0, "forced", False)
+    assert decision["reason"].startswith("version 1 is already production; forced against: not significantly better")
+    assert gate("replay", file)[0] == 0
+    assert _decisions(gate) == ["promoted"]
+
+
 def test_production_decides_from_then_on(world: World, models: dict[str, Path], gate: Gate) -> None:
     good, bad, equal = (world.trial(models[name]) for name in ("good", "bad", "good-too"))
     assert gate("promote", "--run-id", good)[0] == 0

@@ -29,6 +29,8 @@ def _kinds() -> dict[str, Decision]:
         "challenger": decided(better, alias="challenger", production_version="3", changed=False),
         "would_promote": decided(better, decision="would_promote", action="check", decision_id=None, decided_at=None),
         "unchanged": decided(better, model_version="3", production_version="3", changed=False, decision_id=None),
+        "forced unchanged": decided(worse, force=True, forced_reason="r", model_version="3", production_version="3",
+                                    changed=False, decision_id=None),
         "no score": decided(Evidence(production_exists=True, facts=[missing])),
         "production unscorable": decided(
             better.model_copy(update={"production": None, "comparison": None, "production_speed": None,
@@ -68,6 +70,7 @@ def test_every_kind_of_decision_makes_a_sound_page(kind: str) -> None:
         ("challenger", "Challenger", "beside"),
         ("would_promote", "Would be promoted", "quiet"),
         ("unchanged", "Promoted", "quiet"),
+        ("forced unchanged", "Promoted by force", "quiet"),
         ("rolled_back", "Rolled back", "back"),
         ("pruned", "Pruned", "quiet"),
     ],
