@@ -16,6 +16,8 @@ import pytest
         ("serve_app.gateway", "mlflow"),
         ("serve_app.api", "ray"),
         ("serve_app.batcher", "ray"),
+        ("serve_app.client", "ray"),
+        ("serve_app.client", "torch"),
     ],
 )
 def test_parts_do_not_load_what_they_do_not_use(module: str, without: str):
