@@ -84,6 +84,7 @@ class ServingConfig(Section):
     )
     cpus_per_replica: float = Field(1.0, ge=0.0, le=4096, description="CPU cores of one classifier replica.")
     gpus_per_replica: float = Field(0.0, ge=0.0, le=64, description="GPUs of one classifier replica; fractions share.")
+    access_log: bool = Field(True, description="One line of JSON per HTTP request, in the log of the replica.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the quickstart's service; serve.yaml has its own.")
     drain_timeout_s: float = Field(5.0, ge=0.0, le=600.0, description="Time given to running requests at the end, s.")
 

@@ -96,7 +96,11 @@ def _serving(settings: Settings, local: bool) -> Iterator[str]:
     port = free_port(settings.serving.port, "the service")
     say("starting the service")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its clients tell of every step
-    serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": port},
+        proxy_location="HeadOnly",
+        logging_config={"enable_access_log": False},  # of Ray's proxy; the application has its own
+    )
     serve.run(application(settings), name=APP_NAME, route_prefix="/", blocking=False)
     url = f"http://127.0.0.1:{port}"
     _wait_until_ready(url)

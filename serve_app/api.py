@@ -115,6 +115,7 @@ def create_api(
         current_version=lambda: current_version(backend.view),
         routes=OPEN_ROUTES | KEYED_ROUTES,
         adds_request_id=adds_request_id,
+        access_log=serving.access_log,
     )
     api.add_exception_handler(HTTPException, _raise_as_service_error)
     _add_open_routes(api, backend)
@@ -269,6 +270,7 @@ async def _read_body(request: Request, limits: ServingConfig, exchange: Exchange
         try:
             async for chunk in request.stream():
                 body += chunk
+                exchange.body_bytes = len(body)
                 if len(body) > limits.max_body_bytes:
                     raise too_large
         except ClientDisconnect:
@@ -277,6 +279,7 @@ async def _read_body(request: Request, limits: ServingConfig, exchange: Exchange
 
 
 async def _classify(backend: Backend, exchange: Exchange, texts: Sequence[str], truncate: bool) -> Answer:
+    exchange.texts = len(texts)
     if backend.view["draining"]:
         raise errors.draining()
     with exchange.phase("classify"):

@@ -29,6 +29,7 @@ _ROOM_TO_REFUSE = 64
 _HTTP_REQUESTS = (
     4096  # in work in one replica that answers HTTP: far more than are ever admitted, so none queues before
 )
+_OUR_ACCESS_LOG = {"enable_access_log": False}  # Serve's would say it again, with less
 _REFUSED_BY_SERVE: dict[str, Any] = {"backpressure_config": {"status_code": 429, "retry_after_s": 1}}
 
 
@@ -57,7 +58,7 @@ def application(settings: Settings) -> Application:
         name="board",
         num_replicas=1,
         max_ongoing_requests=10_000,  # every replica has one call open all the time
-        logging_config={"enable_access_log": False},
+        logging_config=_OUR_ACCESS_LOG,
         graceful_shutdown_timeout_s=min(2.0, serving.drain_timeout_s),
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": 0},
@@ -69,7 +70,7 @@ def application(settings: Settings) -> Application:
         name="classifier",
         max_ongoing_requests=_HTTP_REQUESTS if answers_http else serving.max_concurrent_texts + _ROOM_TO_REFUSE,
         max_queued_requests=_HTTP_REQUESTS if answers_http else _ROOM_TO_REFUSE,
-        logging_config={"enable_access_log": answers_http},  # a gateway's has every request once
+        logging_config=_OUR_ACCESS_LOG,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": serving.cpus_per_replica, "num_gpus": serving.gpus_per_replica},
         **_scale(serving.min_replicas, serving.max_replicas, serving.target_ongoing_requests),
@@ -87,6 +88,7 @@ def application(settings: Settings) -> Application:
         num_replicas=serving.gateway_replicas,
         max_ongoing_requests=_HTTP_REQUESTS,
         max_queued_requests=_HTTP_REQUESTS,
+        logging_config=_OUR_ACCESS_LOG,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": 0},
         **_REFUSED_BY_SERVE,

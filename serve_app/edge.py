@@ -21,13 +21,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.access_log import log_access
 from serve_app.errors import ErrorCode, ServiceError, deadline_exceeded
 from serve_app.metrics import GatewayMetrics
 
 REQUEST_ID = b"x-request-id"
 _VALID_ID = re.compile(r"[\x20-\x7e]{1,128}\Z")
 _SCOPE_KEY = "trialgate.exchange"
-_CLIENT_GONE = 499  # nginx's status for a request whose client went away; only the metrics see it
+_CLIENT_GONE = 499  # nginx's status for a request whose client went away; only metrics and access log see it
 logger = logging.getLogger(__name__)
 
 
@@ -41,6 +42,8 @@ class Exchange:
     phases: dict[str, float] = field(default_factory=dict)
     model_version: str | None = None  # the version that computed the answer
     error: str = ""
+    texts: int = 0  # that it asks about
+    body_bytes: int = 0  # of its body, read
 
     @property
     def remaining_s(self) -> float:
@@ -73,7 +76,7 @@ class Edge:
 
     ``current_version()`` names the version that is served now, or none. ``adds_request_id``: whether we send the
     header; behind Ray Serve we do not, because Serve adds it to whatever we answer. ``routes``: paths that appear in
-    the metrics under their own name.
+    the metrics and the access log under their own name.
     """
 
     def __init__(
@@ -85,9 +88,11 @@ class Edge:
         current_version: Callable[[], str | None],
         routes: frozenset[str],
         adds_request_id: bool,
+        access_log: bool,
     ) -> None:
         self._app, self._deadline_s, self._metrics = app, deadline_s, metrics
         self._current_version, self._routes, self._adds_request_id = current_version, routes, adds_request_id
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -115,14 +120,12 @@ class Edge:
                 await send_error(send_complete, exchange, error)
         finally:
             self._metrics.in_progress.dec()
-            path = _path(scope)
-            self._metrics.answered(
-                path if path in self._routes else "other",
-                scope["method"] if scope["method"] in _METHODS else "other",
-                status,
-                exchange.error,
-                time.perf_counter() - exchange.started,
-            )
+            path, seconds = _path(scope), time.perf_counter() - exchange.started
+            route = path if path in self._routes else "other"
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.answered(route, method, status, exchange.error, seconds)
+            if self._access_log:
+                log_access(exchange, route, method, status, seconds)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> ServiceError | None:
         """Lets the application answer; returns the error to send if it could not."""

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from configs.schema import Settings
 from serve_app import errors
+from serve_app.access_log import log_to_replica_file
 from serve_app.answers import Answer, Refusal
 from serve_app.api import create_api
 from serve_app.board import Reporter, View
@@ -85,6 +86,7 @@ class GatewayReplica:
         from ray import serve
 
         log_mode()
+        log_to_replica_file()
         self._metrics = GatewayMetrics()
         self._reporter = Reporter(
             "gateway",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import Settings
+from serve_app.access_log import log_to_replica_file
 from serve_app.answers import Answer, Refusal
 from serve_app.api import create_api
 from serve_app.board import Reporter, View
@@ -67,6 +68,7 @@ class ServiceReplica(ClassifierReplica):
         self, settings: dict[str, Any], key_digests: list[str], board: DeploymentHandle[Any]
     ) -> None:
         resolved = Settings.model_validate(settings)
+        log_to_replica_file()
         self._http_metrics = GatewayMetrics()
         await self._begin(resolved, board)
         self._api = create_api(

@@ -55,7 +55,7 @@ def settings(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Se
 def serve_url(ray_cluster: object) -> Iterator[str]:
     """Ray Serve, running; every application here goes under its own path."""
     port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"enable_access_log": False})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 

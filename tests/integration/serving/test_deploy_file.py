@@ -28,6 +28,7 @@ def test_deploy_file_is_valid_and_stays_on_this_machine():
     content = yaml.safe_load(DEPLOY_FILE.read_text())
     schema = ServeDeploySchema.model_validate(content)
     assert content["http_options"]["host"] == "127.0.0.1"
+    assert content["logging_config"] == {"enable_access_log": False}
     assert schema.applications[0].import_path == "serve_app.app:build"
     assert schema.applications[0].args == {"config": "serving.yaml"}
 
