@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from gate.slices import averaged_in_slice
 from gate.statistics import F1OfCells, Interval, interval, mcnemar
 from serve_app.inference.metrics import F1Definition
 
@@ -20,7 +21,10 @@ Cell = tuple[int, int, int, int]  # true class, production's class, the candidat
 
 
 class Difference(BaseModel):
-    """F1 of the candidate minus F1 of production on some texts (``name``: which). Both are 0 to 1."""
+    """F1 of the candidate minus F1 of production on some texts (``name``: which). Both are 0 to 1.
+
+    In a slice it is the F1 over the classes that occur there (``gate.slices.averaged_in_slice``).
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -114,16 +118,19 @@ def _computed(
     gained: list[str],
     lost: list[str],
 ) -> Comparison:
-    positive = labels.index(definition.positive_label) if definition.positive_label is not None else None
+    averaged = definition.averaged(labels)
     only_candidate = sum(texts for true, before, after, texts in cells if after == true != before)
     only_production = sum(texts for true, before, after, texts in cells if before == true != after)
     same = sum(texts for _, before, after, texts in cells if before == after)
-    whole = difference_of("all texts", cells, len(labels), positive)
+    whole = difference_of("all texts", cells, len(labels), averaged)
     return Comparison(
         labels=labels,
         f1_definition=definition.key,
         whole=whole,
-        slices=[difference_of(name, own, len(labels), positive) for name, own in slices.items()],
+        slices=[
+            difference_of(name, own, len(labels), averaged_in_slice(averaged, np.unique([cell[0] for cell in own])))
+            for name, own in slices.items()
+        ],
         gained=only_candidate,
         lost=only_production,
         agreement=same / whole.texts,
@@ -133,11 +140,11 @@ def _computed(
     )
 
 
-def difference_of(name: str, cells: list[Cell], classes: int, positive: int | None) -> Difference:
-    """The F1 difference on the texts of ``cells``. ``positive``: the class of the F1; None: the mean over classes."""
+def difference_of(name: str, cells: list[Cell], classes: int, averaged: Sequence[int]) -> Difference:
+    """The F1 difference on the texts of ``cells``. ``averaged``: as in ``F1OfCells``."""
     kinds = np.asarray([cell[:3] for cell in cells], dtype=np.int64)
     counts = np.asarray([cell[3] for cell in cells], dtype=np.int64)
-    before, after = (F1OfCells(kinds[:, 0], kinds[:, place], classes, positive) for place in (1, 2))
+    before, after = (F1OfCells(kinds[:, 0], kinds[:, place], classes, averaged) for place in (1, 2))
 
     def difference(drawn: np.ndarray) -> np.ndarray:
         return after(drawn) - before(drawn)

@@ -6,11 +6,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from gate.slices import averaged_in_slice
 from gate.statistics import (
     Bin,
     F1OfCells,
@@ -55,7 +56,7 @@ class ClassScore(BaseModel):
 
 
 class SliceScore(BaseModel):
-    """Scores of some of the texts, under the same definition of F1 as the whole."""
+    """Scores of some of the texts. ``f1``: over the classes that occur there (``gate.slices.averaged_in_slice``)."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -141,24 +142,24 @@ def evaluate(
     scores = classification_scores(labels, probabilities, label_names, definition)
     confusion = np.asarray(scores["confusion"])
     predicted = probabilities.argmax(axis=1)
-    positive = label_names.index(definition.positive_label) if definition.positive_label is not None else None
+    averaged = definition.averaged(label_names)
     of_true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     bins = reliability(labels, probabilities)
     per_class = {
-        name: ClassScore(**values, f1_interval=f1_interval_of(confusion, label_names.index(name)))
+        name: ClassScore(**values, f1_interval=f1_interval_of(confusion, [label_names.index(name)]))
         for name, values in scores.pop("per_class").items()
     }
     return Score(
         key=key,
         labels=label_names,
         intervals={
-            "f1": f1_interval_of(confusion, positive),
+            "f1": f1_interval_of(confusion, averaged),
             "accuracy": _accuracy_interval(confusion),
             "log_loss": mean_interval(-np.log(np.clip(of_true_class, 1e-12, 1.0))),
         },
         per_class=per_class,
         slices=[
-            _slice_score(name, confusion_matrix(labels[members], predicted[members], len(label_names)), positive)
+            slice_score(name, confusion_matrix(labels[members], predicted[members], len(label_names)), averaged)
             for name, members in slices.items()
         ],
         calibration=bins,
@@ -182,17 +183,18 @@ def is_alike(one: object, other: object) -> bool:
     return one == other
 
 
-def f1_interval_of(confusion: np.ndarray, positive: int | None) -> Interval:
-    """The F1 of a confusion matrix [classes, classes] with its interval. ``positive``: as in ``F1OfCells``."""
+def f1_interval_of(confusion: np.ndarray, averaged: Sequence[int]) -> Interval:
+    """The F1 of a confusion matrix [classes, classes] with its interval. ``averaged``: as in ``F1OfCells``."""
     true, predicted = np.nonzero(confusion)  # with many classes most cells are empty
-    return interval(confusion[true, predicted], F1OfCells(true, predicted, len(confusion), positive))
+    return interval(confusion[true, predicted], F1OfCells(true, predicted, len(confusion), averaged))
 
 
-def _slice_score(name: str, confusion: np.ndarray, positive: int | None) -> SliceScore:
+def slice_score(name: str, confusion: np.ndarray, averaged: Sequence[int]) -> SliceScore:
+    """The scores of a slice from its confusion matrix. ``averaged``: the classes that are over all texts."""
     return SliceScore(
         name=name,
         texts=int(confusion.sum()),
-        f1=f1_interval_of(confusion, positive),
+        f1=f1_interval_of(confusion, averaged_in_slice(averaged, np.flatnonzero(confusion.sum(axis=1)))),
         accuracy=float(np.trace(confusion) / confusion.sum()),
     )
 

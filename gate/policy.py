@@ -112,7 +112,13 @@ def _slices(comparison: Comparison | None, policy: GateConfig) -> Check:
     left_out = len(comparison.slices) - len(judged)
     rest = f"; {left_out} of fewer than {SMALLEST_SLICE} texts not judged" if left_out else ""
     if not judged:
-        return Check(name="slices", passed=True, message=f"no slice to compare{rest}", blocking=False)
+        asked = policy.max_slice_regression is not None
+        message = f"no slice to compare{rest}"
+        if asked:
+            message = (
+                f"cannot be computed: {message}; put more texts into the test split, or unset max_slice_regression"
+            )
+        return Check(name="slices", passed=not asked, message=message, blocking=asked)
     worst = min(judged, key=lambda each: each.candidate_f1 - each.production_f1)
     return _limited("slices", _regression(worst), policy.max_slice_regression,
                     f"worst of {len(judged)} slices: '{worst.name}' from {worst.production_f1:.4f} to "

@@ -80,8 +80,7 @@ def _changed_numbers(decision: Decision, evidence: Evidence) -> Iterator[str]:
             definition = F1Definition.from_key(score.key.f1_definition)
             found = f1_from_confusion(np.asarray(score.confusion), definition, score.labels)
             yield from _unlike(f"F1 of the {side} from its confusion matrix", score.f1, found)
-            positive = score.labels.index(definition.positive_label) if definition.positive_label is not None else None
-            again = f1_interval_of(np.asarray(score.confusion), positive)
+            again = f1_interval_of(np.asarray(score.confusion), definition.averaged(score.labels))
             yield from _unlike(f"F1 interval of the {side}", score.intervals["f1"], again)
             ece = expected_calibration_error(score.calibration)
             yield from _unlike(f"calibration error of the {side} from its bins", score.ece, ece)

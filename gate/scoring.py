@@ -27,7 +27,7 @@ from serve_app.inference.metrics import F1Definition
 logger = logging.getLogger(__name__)
 
 # Raise it whenever a change here or in the engine can change a score: stored ones are then computed again.
-SCORING_VERSION = "4"
+SCORING_VERSION = "5"
 # Fixed, whatever serving uses: another composition of batches may move a probability in its last bits.
 _MAX_BATCH_TOKENS, _MAX_BATCH_TEXTS = 16_384, 64
 _PROGRESS_SECONDS = 10.0

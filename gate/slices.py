@@ -23,6 +23,15 @@ def slices_of(texts: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dic
     return {name: members for name, members in found.items() if 0 < members.sum() < len(texts)}
 
 
+def averaged_in_slice(averaged: Sequence[int], there: np.ndarray) -> list[int]:
+    """The classes whose F1s are averaged in a slice whose texts are of the classes ``there``, int [classes].
+
+    Of those that are ``averaged`` over all texts the ones that the slice has; if it has none of them, all that it has.
+    A class without a text has F1 0 whatever a model does, which would hide how good it is on the others.
+    """
+    return [each for each in averaged if each in there] or there.tolist()
+
+
 def _by_length(texts: Sequence[str]) -> dict[str, np.ndarray]:
     words = np.asarray([len(text.split()) for text in texts])
     ends = np.unique(np.percentile(words, [25, 50, 75, 100], method="lower").astype(np.int64))

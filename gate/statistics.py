@@ -70,12 +70,12 @@ def mean_interval(values: np.ndarray) -> Interval:
 class F1OfCells:
     """F1 as a function of how often each kind of text (a cell: true and predicted class) occurs.
 
-    ``true``, ``predicted``: int [cells]. ``positive``: the class whose F1 it is; None: the unweighted mean over
-    classes. The same arithmetic as ``serve_app.inference.metrics.f1_from_confusion``.
+    ``true``, ``predicted``: int [cells]. ``averaged``: the classes whose F1s are averaged, all alike. The same
+    arithmetic as ``serve_app.inference.metrics.f1_from_confusion``.
     """
 
-    def __init__(self, true: np.ndarray, predicted: np.ndarray, classes: int, positive: int | None) -> None:
-        self._positive = positive
+    def __init__(self, true: np.ndarray, predicted: np.ndarray, classes: int, averaged: Sequence[int]) -> None:
+        self._averaged = averaged
         cells = np.arange(len(true))
         right = cells[true == predicted]
         # Few of many classes meet in a cell, so matrices that say which are sparse.
@@ -84,16 +84,16 @@ class F1OfCells:
         self._occurrences = csr_array((np.ones(2 * len(true)), places), shape=(len(true), classes))
 
     @classmethod
-    def of_confusion(cls, classes: int, positive: int | None) -> F1OfCells:
+    def of_confusion(cls, classes: int, averaged: Sequence[int]) -> F1OfCells:
         """Of a confusion matrix, flattened: rows are true classes."""
         true, predicted = np.divmod(np.arange(classes * classes), classes)
-        return cls(true, predicted, classes, positive)
+        return cls(true, predicted, classes, averaged)
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         """F1 [replicates] of counts [replicates, cells]."""
         hits, occurrences = counts @ self._hits, counts @ self._occurrences
         f1 = np.divide(2.0 * hits, occurrences, out=np.zeros(hits.shape), where=occurrences > 0)
-        return f1.mean(axis=1) if self._positive is None else f1[:, self._positive]
+        return f1.take(self._averaged, axis=1).mean(axis=1)
 
 
 def mcnemar(gained: int, lost: int) -> float:

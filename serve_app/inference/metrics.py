@@ -28,6 +28,14 @@ class F1Definition:
         """``binary:NAME`` or ``macro``."""
         return f"binary:{self.positive_label}" if self.average == "binary" else "macro"
 
+    def averaged(self, names: Sequence[str]) -> list[int]:
+        """The ids of the classes whose F1s are averaged, among the classes ``names``. ValueError if they lack one."""
+        if self.positive_label is None:
+            return list(range(len(names)))
+        if self.positive_label not in names:
+            raise ValueError(f"positive label '{self.positive_label}' is not one of {list(names)}")
+        return [list(names).index(self.positive_label)]
+
     @classmethod
     def from_key(cls, key: str) -> F1Definition:
         """The definition that ``key`` names; ValueError for anything else."""
@@ -47,13 +55,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) 
 
 def f1_from_confusion(confusion: np.ndarray, definition: F1Definition, names: Sequence[str]) -> float:
     """The F1 of ``definition``, 0 to 1; a class that never occurs and is never predicted has 0 in the macro mean."""
-    per_class = _f1_per_class(confusion)
-    if definition.average == "macro":
-        return float(per_class.mean())
-    assert definition.positive_label is not None
-    if definition.positive_label not in names:
-        raise ValueError(f"positive label '{definition.positive_label}' is not one of {list(names)}")
-    return float(per_class[list(names).index(definition.positive_label)])
+    return float(_f1_per_class(confusion)[definition.averaged(names)].mean())
 
 
 def f1_score(labels: np.ndarray, predictions: np.ndarray, definition: F1Definition, names: Sequence[str]) -> float:

@@ -46,7 +46,7 @@ def promoted(texts: int, difference: float, sets: int) -> tuple[float, float]:
     random = np.random.default_rng((texts, round(1000 * (1 + difference))))
     rule = significant = 0
     for _ in range(sets):
-        found = difference_of("", drawn(texts, difference, random), 2, 1)
+        found = difference_of("", drawn(texts, difference, random), 2, [1])
         passed = decide(found.candidate_f1, found.production_f1, True, 0.85).passed
         rule += passed
         significant += passed and found.difference.low > 0.0

@@ -22,7 +22,7 @@ def probabilities_of(right: np.ndarray, labels: np.ndarray, confidence: float = 
 
 def score_of(labels: np.ndarray, probabilities: np.ndarray, weights: str = "a", **slices: np.ndarray) -> Score:
     """The evaluation record of ``probabilities``."""
-    key = ScoreKey(test_digest="t", weights_digest=weights, scoring_version="4", precision="fp32",
+    key = ScoreKey(test_digest="t", weights_digest=weights, scoring_version="5", precision="fp32",
                    device_type="cpu", f1_definition=POSITIVE.key)  # fmt: skip
     return evaluate(
         labels, probabilities, label_names=NAMES, definition=POSITIVE, slices=slices, key=key, temperature=1.0,

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gate.comparison import Comparison, compare, confusion_of, recomputed
+from gate.evaluation import slice_score
 from gate.slices import slices_of
 from serve_app.inference.metrics import F1Definition, confusion_matrix, f1_score
 
@@ -29,7 +30,9 @@ def test_comparison_says_what_the_texts_say(classes: int, texts: int, seed: int)
     assert found.whole.candidate_f1 == pytest.approx(f1_score(labels, after, definition, names))
     assert found.whole.production_f1 == pytest.approx(f1_score(labels, before, definition, names))
     assert found.whole.difference.value == pytest.approx(found.whole.candidate_f1 - found.whole.production_f1)
-    assert found.slices[0].candidate_f1 == pytest.approx(f1_score(labels[half], after[half], definition, names))
+    there = [F1Definition("binary", names[place]) for place in np.unique(labels[half])]
+    of_half = [f1_score(labels[half], after[half], each, names) for each in there]
+    assert found.slices[0].candidate_f1 == pytest.approx(np.mean(of_half))
     for candidate, predicted in ((True, after), (False, before)):
         expected = confusion_matrix(labels, predicted, classes)
         np.testing.assert_array_equal(confusion_of(found.whole.cells, classes, candidate=candidate), expected)
@@ -53,6 +56,21 @@ def test_pairing_makes_small_differences_visible() -> None:
     same = compare(ids, labels, old, old, label_names=["n", "p"], definition=F1Definition("binary", "p"), slices={})
     assert not same.significant
     assert (same.whole.difference.low, same.whole.difference.high, same.mcnemar_p) == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("definition", [F1Definition("binary", "c"), F1Definition("macro")])
+def test_a_slice_is_measured_by_the_classes_that_it_has(definition: F1Definition) -> None:
+    """The slice has texts of a and b only, and the candidate loses every second of them."""
+    labels = np.array([0, 1, 2] * 20)
+    old, part = np.eye(3)[labels], labels < 2
+    new = np.eye(3)[np.where(part & (np.arange(60) % 2 == 0), 2, labels)]
+    found = compare([str(row) for row in range(60)], labels, old, new, label_names=["a", "b", "c"],
+                    definition=definition, slices={"part": part}).slices[0]  # fmt: skip
+    assert found.production_f1 == 1.0
+    assert found.candidate_f1 == pytest.approx(2 / 3)  # recall 1/2, precision 1, of both
+    assert found.difference.high < 0.0
+    score = slice_score("part", confusion_of(found.cells, 3, candidate=True), definition.averaged(["a", "b", "c"]))
+    assert score.f1.value == found.candidate_f1
 
 
 def test_slices() -> None:

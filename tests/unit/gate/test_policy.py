@@ -89,9 +89,12 @@ def test_production_without_a_score_blocks_what_needs_it() -> None:
 
 def test_small_slices_are_not_judged_and_it_says_so() -> None:
     found = evidence(0.95, 0.90, texts=80)
-    outcome, checks = _checks(found, max_slice_regression=0.0)
+    outcome, checks = _checks(found)
     assert outcome == "pass"
     assert checks["slices"].message == "no slice to compare; 1 of fewer than 50 texts not judged"
+    outcome, checks = _checks(found, max_slice_regression=1.0)
+    assert outcome == "blocked"
+    assert "cannot be computed: no slice to compare; 1 of fewer than 50 texts" in checks["slices"].message
 
 
 def test_behaviour_blocks_below_its_minimum() -> None:
