@@ -1,7 +1,7 @@
 """The history of decisions: each one is an MLflow run of its own in the experiment ``trialgate-decisions``.
 
-A decision that changes something is written before it is carried out: its run is RUNNING, names its owner, its ticket
-of the lease and the step it is at, and ends when everything is done. So whatever interrupts it, the next gate command
+A decision that changes something is written before it is carried out: its run is RUNNING, names its owner, its turn of
+the lease and the step it is at, and ends when everything is done. So whatever interrupts it, the next gate command
 knows what to finish or undo (``carry_out.repair``). Nothing is ever taken out of the history: a decision whose run
 somebody deleted in MLflow is still in it, until ``mlflow gc``.
 """
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from configs.exit_codes import CommandFailed
+from gate import registry
 from gate.decision import Decision, GateUsageError
 from serve_app import mlflow_client as names
 from serve_app.mlflow_client import ensure_experiment, is_orphan, owner_tags
@@ -27,6 +28,7 @@ from serve_app.mlflow_client import ensure_experiment, is_orphan, owner_tags
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import RegisteredModel
 
 EXPERIMENT: Final = "trialgate-decisions"
 DECISION_FILE: Final = "decision.json"
@@ -35,7 +37,8 @@ UNDONE: Final = "undone"
 
 STEP: Final = "trialgate.step"
 INTENT: Final = "trialgate.intent"  # what the run is about to do; DECISION is set when it is done
-TICKET: Final = "trialgate.lease_ticket"  # under which it is carried out: a higher one means a later decision
+TURN: Final = "trialgate.lease_turn"  # as Lease.turn, with a slash: a higher one means a later decision
+MODEL_MADE: Final = "trialgate.model_made"  # ms, by the registry: tells a registered model from a deleted namesake
 CANDIDATE_EXPERIMENT: Final = "trialgate.candidate_experiment_id"
 REASON: Final = "trialgate.reason"
 _FIELDS: Final = {
@@ -84,11 +87,11 @@ def who() -> str:
 
 
 def begin(
-    client: MlflowClient, decision: Decision, *, experiment_id: str | None = None, ticket: int | None = None
+    client: MlflowClient, decision: Decision, *, experiment_id: str | None = None, turn: tuple[int, int] | None = None
 ) -> Decision:
     """Opens the run of ``decision`` and returns it with id, time and author.
 
-    ``experiment_id``: the candidate's. ``ticket``: of the lease; None for what is only recorded.
+    ``experiment_id``: the candidate's. ``turn``: of the lease; None for what is only recorded.
     """
     decision = decision.model_copy(update={"decided_at": now(), "decided_by": who()})
     tags = {
@@ -102,8 +105,8 @@ def begin(
     }
     if experiment_id is not None:
         tags[CANDIDATE_EXPERIMENT] = experiment_id
-    if ticket is not None:
-        tags[TICKET] = str(ticket)
+    if turn is not None:
+        tags[TURN] = "{}/{}".format(*turn)
     run = client.create_run(ensure_experiment(client, EXPERIMENT), tags=tags)
     decision = decision.model_copy(update={"decision_id": run.info.run_id})
     _write(client, decision, INTENT_FILE)
@@ -125,6 +128,8 @@ def finish(client: MlflowClient, decision: Decision) -> None:
     moment = int(datetime.now(UTC).timestamp() * 1000)
     metrics = [Metric(name, value, moment, 0) for name in _NUMBERS if (value := getattr(decision, name)) is not None]
     tags = {**_tags(decision), names.DECISION: decision.decision, STEP: "done"}
+    if decision.model_version is not None:
+        tags |= _made(registry.find_model(client, decision.model_name))
     client.log_batch(decision.decision_id, metrics, tags=[RunTag(key, value) for key, value in tags.items()])
     client.set_terminated(decision.decision_id, "FINISHED")
 
@@ -161,16 +166,16 @@ def load(client: MlflowClient, decision_id: str, file: str = INTENT_FILE) -> Dec
         ) from None
 
 
-def interrupted(client: MlflowClient, model_name: str | None = None, ticket: int | None = None) -> list[Run]:
+def interrupted(client: MlflowClient, model_name: str | None = None, turn: tuple[int, int] | None = None) -> list[Run]:
     """Runs of decisions that nobody carries out any more, oldest first.
 
-    Their process is gone; or ``ticket``, which holds the lease of ``model_name``, is higher than theirs.
+    Their process is gone; or ``turn``, which holds the lease of ``model_name``, is higher than theirs.
     """
     condition = "attributes.status = 'RUNNING'"
     if model_name is not None:
         condition += f" and {_about(model_name)}"
     running = reversed(_search(client, condition, deleted=False))
-    return [run for run in running if is_orphan(run.data.tags) or _is_before(run, ticket)]
+    return [run for run in running if is_orphan(run.data.tags) or _is_before(run, turn)]
 
 
 def is_recording(run: Run) -> bool:
@@ -178,17 +183,19 @@ def is_recording(run: Run) -> bool:
     return run.data.tags.get(INTENT) == "blocked"
 
 
-def history(client: MlflowClient, model_name: str) -> list[dict[str, Any]]:
-    """Every decision about ``model_name``, newest first, as plain values."""
-    return [_entry(run) for run in _search(client, _about(model_name))]
+def history(client: MlflowClient, model_name: str, *, of_this_model: bool = False) -> list[dict[str, Any]]:
+    """Every decision about ``model_name``, newest first, as plain values.
+
+    ``of_this_model``: only those about the registered model that has the name now, not about a deleted one.
+    """
+    runs = _search(client, _about(model_name))
+    return [_entry(run) for run in (_of_this_model(client, model_name, runs) if of_this_model else runs)]
 
 
 def last_holder(client: MlflowClient, model_name: str, alias: str) -> str | None:
-    """The version that the newest finished decision gave ``alias`` to; None if there is no such decision."""
-    done = [run for run in _search(client, _about(model_name))
-            if run.data.tags.get(names.DECISION) in ("promoted", "forced", "rolled_back")
-            and run.data.tags.get(_FIELDS["alias"], names.PRODUCTION) == alias]  # fmt: skip
-    newest = max(done, key=_ticket, default=None)  # of those before there were tickets, the first: the newest
+    """The version that the newest finished decision about this registered model gave ``alias`` to; None if there is no
+    such decision."""
+    newest = next(iter(_moves(client, model_name, alias)), None)
     return None if newest is None else newest.data.tags.get(_FIELDS["model_version"])
 
 
@@ -212,13 +219,30 @@ def _about(model_name: str) -> str:
     return f"tags.`{names.MODEL_NAME}` = '{model_name}'"
 
 
-def _ticket(run: Run) -> int:
-    text = run.data.tags.get(TICKET, "")
-    return int(text) if text.isdigit() else 0
+def _moves(client: MlflowClient, model_name: str, alias: str) -> list[Run]:
+    """The finished decisions that gave ``alias`` to a version of this registered model, newest first."""
+    done = [run for run in _search(client, _about(model_name))
+            if run.data.tags.get(names.DECISION) in ("promoted", "forced", "rolled_back")
+            and run.data.tags.get(_FIELDS["alias"], names.PRODUCTION) == alias]  # fmt: skip
+    return sorted(_of_this_model(client, model_name, done), key=_turn, reverse=True)  # those without one stay in order
 
 
-def _is_before(run: Run, ticket: int | None) -> bool:
-    return ticket is not None and TICKET in run.data.tags and _ticket(run) < ticket
+def _of_this_model(client: MlflowClient, model_name: str, runs: list[Run]) -> list[Run]:
+    made = _made(registry.find_model(client, model_name))
+    return [run for run in runs if made and run.data.tags.get(MODEL_MADE, made[MODEL_MADE]) == made[MODEL_MADE]]
+
+
+def _made(model: RegisteredModel | None) -> dict[str, str]:
+    return {} if model is None else {MODEL_MADE: str(model.creation_timestamp)}
+
+
+def _turn(run: Run) -> tuple[int, int]:
+    made, _, ticket = run.data.tags.get(TURN, "").partition("/")
+    return (int(made), int(ticket)) if made.isdigit() and ticket.isdigit() else (0, 0)
+
+
+def _is_before(run: Run, turn: tuple[int, int] | None) -> bool:
+    return turn is not None and TURN in run.data.tags and _turn(run) < turn
 
 
 def _search(client: MlflowClient, condition: str, *, deleted: bool = True) -> list[Run]:

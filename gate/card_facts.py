@@ -61,7 +61,8 @@ def gather_card(client: MlflowClient, model_name: str, version: str, decision: D
 
 
 def _history(client: MlflowClient, model_name: str, version: str, decision: Decision | None) -> list[Event]:
-    entries = [entry for entry in audit.history(client, model_name) if entry["model_version"] == version
+    entries = [entry for entry in audit.history(client, model_name, of_this_model=True)
+               if entry["model_version"] == version
                and entry["decision"] not in ("in_progress", audit.UNDONE)]  # fmt: skip
     events = [
         Event.model_validate({field: entry[field] for field in Event.model_fields if entry[field] is not None})

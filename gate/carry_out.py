@@ -48,7 +48,7 @@ def carry_out(
     An error leaves it finished or undone; if not even that works, the next gate command does it once this process is
     gone. Raises LeaseLost if that cost the decision.
     """
-    decision = audit.begin(client, decision, experiment_id=experiment_id, ticket=lease.ticket)
+    decision = audit.begin(client, decision, experiment_id=experiment_id, turn=lease.turn)
     assert decision.decision_id is not None
     try:
         with Heartbeat.of_run(client, decision.decision_id):
@@ -63,7 +63,7 @@ def carry_out(
 def settle_interrupted(client: MlflowClient, lease: Lease) -> list[str]:
     """Finishes or undoes every decision of the lease's model that was under way when its holder lost it."""
     done = []
-    for run in audit.interrupted(client, lease.model_name, lease.ticket):
+    for run in audit.interrupted(client, lease.model_name, lease.turn):
         done.append(_settle(client, run, lease.check))
         logger.warning("repaired: %s", done[-1])
     return done

@@ -244,7 +244,7 @@ def _still_there(candidate: Candidate, state: registry.State) -> ModelVersion | 
 def _production_lost(client: MlflowClient, state: registry.State) -> list[Check]:
     """A failed check if there was a production version and somebody deleted it, or its alias, in MLflow: that is not
     the same as no production yet. A model that was deleted as a whole starts anew."""
-    last = None if state.model is None else audit.last_holder(client, state.name, PRODUCTION)
+    last = audit.last_holder(client, state.name, PRODUCTION)
     if last is None:
         return []
     what = "no longer has the alias" if state.version(last) else "was deleted"

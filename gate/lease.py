@@ -69,8 +69,8 @@ class LeaseRefused(TrackingUnavailable):
 class Lease:
     """The right to change ``model_name``: a context manager, held from entering to leaving.
 
-    ``purpose`` tells those who wait what it is for. ``ticket`` is the number that is held, higher than that of every
-    earlier holder. Entering raises LeaseBusy after ``wait_s`` seconds, and LeaseRefused without the right to write.
+    ``purpose`` tells those who wait what it is for. ``ticket`` is the number that is held. Entering raises
+    LeaseBusy after ``wait_s`` seconds, and LeaseRefused without the right to write.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Lease:
     ) -> None:
         self.model_name, self.name = model_name, f"{model_name}{SUFFIX}"
         self.ticket = 0
+        self._made_ms = 0  # when the store made the model of the tickets
         self._client, self._purpose, self._wait_s, self._limit_s = client, purpose, wait_s, limit_s
         self._clock, self._sleep = clock, sleep
         self._nonce = ""
@@ -103,6 +104,12 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """The ticket, after the time (ms) when its model was made: higher than those of every earlier holder, also when
+        somebody deleted the model, so that the tickets began again at 1."""
+        return self._made_ms, self.ticket
 
     def check(self) -> None:
         """Raises LeaseLost if somebody ended this ticket. Call it before every write that others notice."""
@@ -233,8 +240,10 @@ class Lease:
             except MlflowException as error:  # somebody else was faster
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-        elif model.tags.get(names.KIND) != names.KIND_LEASE:
+            model = self._client.get_registered_model(self.name)
+        if model.tags.get(names.KIND) != names.KIND_LEASE:
             raise CommandFailed(
                 f"the registered model '{self.name}' is another tool's (tag {names.KIND} is not '{names.KIND_LEASE}'), "
                 f"but the gate needs that name to change '{self.model_name}': rename it in MLflow"
             )
+        self._made_ms = int(model.creation_timestamp)

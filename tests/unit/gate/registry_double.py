@@ -28,6 +28,7 @@ class Model:
     name: str
     tags: dict[str, str]
     aliases: dict[str, str] = field(default_factory=dict)
+    creation_timestamp: int = 0
 
 
 class Registry:
@@ -37,6 +38,7 @@ class Registry:
         self.models: dict[str, Model] = {}
         self.versions: dict[str, Version] = {}
         self.taken = 0  # numbers of versions that were ever given
+        self.made = 0  # registered models that ever were: the time, in effect
         self.may_delete = True
         self.before: Callable[[str], None] = lambda method: None
 
@@ -50,7 +52,8 @@ class Registry:
         self.before("create_registered_model")
         if name in self.models:
             raise MlflowException("exists", RESOURCE_ALREADY_EXISTS)
-        self.models[name] = Model(name, tags)
+        self.made += 1
+        self.models[name] = Model(name, tags, creation_timestamp=self.made)
 
     def create_model_version(self, name: str, source: str, tags: dict[str, str], await_creation_for: int) -> Version:
         self.before("create_model_version")

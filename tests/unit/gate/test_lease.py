@@ -302,3 +302,17 @@ class ManyProcesses(RuleBasedStateMachine):
 
 TestManyProcesses = ManyProcesses.TestCase
 TestManyProcesses.settings = settings(max_examples=50, stateful_step_count=30)
+
+
+def test_turns_go_on_when_the_tickets_begin_again() -> None:
+    """The model of the tickets may be deleted while nobody works."""
+    registry = Registry()
+    with _lease(registry) as first:
+        pass
+    with _lease(registry) as second:
+        assert second.turn > first.turn
+    del registry.models[second.name]
+    registry.taken = 0
+    with _lease(registry) as third:
+        assert third.ticket < second.ticket
+        assert third.turn > second.turn
