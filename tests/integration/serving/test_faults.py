@@ -1,0 +1,82 @@
+"""Processes killed under load: what clients see of it, and how long until the service is whole again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.conftest import RayCluster
+from tests.integration.serving.world import Hammer, Service, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+RECOVERED_S = 60.0
+
+
+def processes(cluster: RayCluster, name: str) -> list[psutil.Process]:
+    """Of the session's Ray, by a part of their title."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def is_whole(service: Service) -> bool:
+    """Two replicas that are ready, both by Serve's account and by their own."""
+    answer = service.client.get("/ready")
+    return answer.status_code == 200 and answer.json()["ready_replicas"] == 2
+
+
+def is_whole_again(service: Service) -> bool:
+    try:
+        return is_whole(service)
+    except Exception:  # noqa: BLE001 - nobody listens at the moment
+        return False
+
+
+@pytest.fixture
+def hammer(service: Service) -> Iterator[Hammer]:
+    with Hammer(service) as running:
+        wait_until(lambda: len(running.answers) > 20, 30)
+        yield running
+
+
+def test_a_killed_replica_fails_nobody(service: Service, hammer: Hammer, ray_cluster: RayCluster):
+    victim, *others = processes(ray_cluster, "ServeReplica:trialgate:classifier")
+    assert len(others) == 1
+    victim.kill()
+    wait_until(
+        lambda: len(processes(ray_cluster, "ServeReplica:trialgate:classifier")) == 2 and is_whole_again(service),
+        RECOVERED_S,
+    )
+    answered = len(hammer.answers)
+    wait_until(lambda: len(hammer.answers) > answered + 20, 30)
+    assert hammer.failures == []
+
+
+def test_without_its_controller_the_service_goes_on(service: Service, hammer: Hammer, ray_cluster: RayCluster):
+    (controller,) = processes(ray_cluster, "ServeController")
+    controller.kill()
+    wait_until(lambda: [found for found in processes(ray_cluster, "ServeController") if found != controller] != [],
+               RECOVERED_S)  # fmt: skip
+    answered = len(hammer.answers)
+    wait_until(lambda: len(hammer.answers) > answered + 20, 30)
+    assert hammer.failures == []
+    wait_until(lambda: is_whole_again(service), RECOVERED_S)
+
+
+def test_the_proxy_comes_back_and_loses_only_what_it_held(service: Service, hammer: Hammer, ray_cluster: RayCluster):
+    (proxy,) = [found for found in processes(ray_cluster, "haproxy.cfg") if "bin/haproxy" in " ".join(found.cmdline())]
+    proxy.kill()
+    killed_at = time.monotonic()
+    wait_until(lambda: any(at > killed_at + 1 for at, _ in hammer.answers), RECOVERED_S)
+    assert is_whole_again(service)
+    # Connections broke or were refused while nobody listened, and a proxy that has just started may say 5xx itself. All
+    # of that may be tried again; the service itself told nobody of an error.
+    assert [failure for failure in hammer.failures if "Error" not in failure and not failure.startswith("5")] == []
