@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be judged. ``run_id`` is None when the run that made a registered version is gone."""
+    """A model to be judged. ``run_id`` is None when the run that made a registered version is gone; ``run_deleted``:
+    it is there, but nothing can be written to it."""
 
     run_id: str | None
     parent_run_id: str | None
@@ -47,6 +48,7 @@ class Candidate:
     version: ModelVersion | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     config_digest: str | None = None
+    run_deleted: bool = False
 
     @property
     def what(self) -> str:
@@ -114,6 +116,7 @@ def _from_trial(client: MlflowClient, trial: Run, parent: Run | None, version: M
         version=version,
         settings=settings,
         config_digest=config_digest,
+        run_deleted=trial.info.lifecycle_stage != "active",
     )
 
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from gate import audit, registry
 from gate.attachments import attach
-from gate.candidates import active_run_id
 from gate.decision import Decision
 from gate.lease import LIMIT_SECONDS, Lease, LeaseLost, LeaseRefused
 from serve_app import mlflow_client as names
-from serve_app.mlflow_client import CHALLENGER, PRODUCTION, Heartbeat, is_unreachable
+from serve_app.mlflow_client import CHALLENGER, PRODUCTION, Heartbeat, find_run, is_unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -243,8 +242,7 @@ def _complete(client: MlflowClient, decision: Decision, check: Callable[[], None
         check()
         if names.ROLLED_BACK in new.tags:  # it was forced back: it counts as production again
             client.delete_model_version_tag(name, version, names.ROLLED_BACK)
-        registry.renew_previous(client, name, version)
-        if registry.aliases(client, name).get(CHALLENGER) == version:
+        if registry.renew_previous(client, name, version).get(CHALLENGER) == version:
             client.delete_registered_model_alias(name, CHALLENGER)
         decision = decision.model_copy(update={"production_version": version, "changed": True})
     return _recorded(client, decision)
@@ -294,7 +292,9 @@ def _tag_candidate(client: MlflowClient, decision: Decision) -> None:
         names.DECISION_ID: decision.decision_id or "",
         f"{names.DECISION}_reason": decision.reason[:1000],
     }
-    run_ids = [active_run_id(client, decision.run_id), active_run_id(client, decision.parent_run_id)]
-    for run_id in filter(None, run_ids):
-        if run_id == decision.run_id or client.get_run(run_id).data.tags.get(names.BEST_RUN) == decision.run_id:
+    for run_id in filter(None, (decision.run_id, decision.parent_run_id)):
+        run = find_run(client, run_id)
+        if run is None or run.info.lifecycle_stage != "active":
+            continue
+        if run_id == decision.run_id or run.data.tags.get(names.BEST_RUN) == decision.run_id:
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])

@@ -219,7 +219,7 @@ def score_candidate(
 
     Raises ScoringError for whatever keeps it from having a score.
     """
-    store = ScoreStore(client, active_run_id(client, candidate.run_id))
+    store = ScoreStore(client, None if candidate.run_deleted else candidate.run_id)
     model = fetch_model(client, candidate, folder / "candidate")
     split = read_test_split(fetch_test_split(client, candidate, folder), candidate.test_digest)
     definition = F1Definition.from_key(candidate.f1_definition) if candidate.f1_definition else None

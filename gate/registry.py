@@ -174,14 +174,16 @@ def can_go_back_to(version: ModelVersion) -> bool:
     return names.PRODUCTION_SINCE in version.tags and names.ROLLED_BACK not in version.tags
 
 
-def renew_previous(client: MlflowClient, name: str, production: str) -> None:
-    """Lets the alias ``previous`` say what ``best_previous`` says."""
+def renew_previous(client: MlflowClient, name: str, production: str) -> dict[str, str]:
+    """Lets the alias ``previous`` say what ``best_previous`` says. Returns the aliases that were found."""
     target = best_previous(client, name, production)
-    current = aliases(client, name).get(PREVIOUS)
+    found = aliases(client, name)
+    current = found.get(PREVIOUS)
     if target is None and current is not None:
         client.delete_registered_model_alias(name, PREVIOUS)
     elif target is not None and current != str(target.version):
         client.set_registered_model_alias(name, PREVIOUS, str(target.version))
+    return found
 
 
 def register(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from gate import judgement, lease, promotion, registry
 from tests.integration.gate.world import World
@@ -99,6 +102,46 @@ def test_whoever_is_overtaken_each_time_keeps_the_last_turn(
         "behaviour_of",
         "measure_speed",
     ]
+
+
+class Counting:
+    """A client that counts its calls by name. Heartbeats, which time decides on, are not counted."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client, self.calls = client, Counter[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._client, name)
+        if not callable(value):
+            return value
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                self.calls[name] += 1
+            return value(*arguments, **named)
+
+        return call
+
+
+@pytest.mark.parametrize("tracking_uri", ["sqlite"], indirect=True)
+def test_what_is_known_is_not_asked_again(world: World, models: dict[str, Path]) -> None:
+    """Each call is a round trip, and those of a turn are what others wait for."""
+
+    def counted(model: str) -> tuple[bool, Counter[str]]:
+        counting: Any = Counting(world.client)
+        decision = promotion.promote(counting, run_id=runs[model])
+        return decision.changed, counting.calls
+
+    runs = {name: world.trial(models[name]) for name in ("good", "good-too")}
+    assert promotion.promote(world.client, run_id=runs["good"]).changed
+    changed, calls = counted("good-too")
+    assert changed
+    assert calls.total() <= 72, calls  # five of them put the new score on its run
+    assert calls["get_registered_model"] <= 5, calls
+    assert calls["get_run"] <= 7, calls
+    changed, calls = counted("good-too")  # is production already
+    assert not changed
+    assert calls.total() <= 12, calls
 
 
 def test_blocked_by_what_came_before_its_turn(
