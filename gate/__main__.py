@@ -136,10 +136,16 @@ def _history(arguments: argparse.Namespace) -> Result:
 def _replay(arguments: argparse.Namespace) -> Result:
     from gate.replay import read_decision, replay
 
-    found = replay(read_decision(arguments.decision))
-    lines = [f"recorded    {found.recorded}", f"recomputed  {found.recomputed}"]
-    lines += ["the decision follows from its evidence"] if found.agrees else [f"  {line}" for line in found.differences]
-    return found.model_dump(mode="json"), lines, ExitCode.OK if found.agrees else ExitCode.FAILED
+    decision = read_decision(arguments.decision)
+    found = replay(decision)
+    lines = [f"recorded    {found.recorded}", f"recomputed  {found.recomputed or 'nothing'}"]
+    lines += [f"  {line}" for line in found.differences]
+    if found.agrees is None:
+        lines.append(f"nothing to compute: a {decision.action} applies no rule")
+    elif found.agrees:
+        lines.append("the decision follows from its evidence")
+    lines += [f"taken as recorded: {line}" for line in found.taken]
+    return found.model_dump(mode="json"), lines, ExitCode.FAILED if found.differences else ExitCode.OK
 
 
 def _connected(arguments: argparse.Namespace) -> tuple[MlflowClient, Settings]:

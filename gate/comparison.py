@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gate.slices import averaged_in_slice
-from gate.statistics import F1OfCells, Interval, interval, mcnemar
+from gate.statistics import Count, F1OfCells, Interval, Positive, Share, interval, mcnemar
 from serve_app.inference.metrics import F1Definition
 
 _EXAMPLES = 20
 
-Cell = tuple[int, int, int, int]  # true class, production's class, the candidate's class, texts
+Cell = tuple[Count, Count, Count, Positive]  # true class, production's class, the candidate's class, texts
 
 
 class Difference(BaseModel):
@@ -29,11 +29,11 @@ class Difference(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
-    texts: int
-    candidate_f1: float
-    production_f1: float
+    texts: Positive
+    candidate_f1: Share
+    production_f1: Share
     difference: Interval
-    cells: list[Cell]
+    cells: list[Cell] = Field(min_length=1)
 
 
 class Comparison(BaseModel):
@@ -48,12 +48,20 @@ class Comparison(BaseModel):
     f1_definition: str
     whole: Difference
     slices: list[Difference]
-    gained: int
-    lost: int
-    agreement: float
+    gained: Count
+    lost: Count
+    agreement: Share
     mcnemar_p: float
     gained_examples: list[str]
     lost_examples: list[str]
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> Comparison:
+        F1Definition.from_key(self.f1_definition).averaged(self.labels)
+        for part in (self.whole, *self.slices):
+            if any(max(cell[:3]) >= len(self.labels) for cell in part.cells):
+                raise ValueError(f"'{part.name}' has a class beyond the {len(self.labels)} labels")
+        return self
 
     @property
     def significant(self) -> bool:

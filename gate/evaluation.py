@@ -7,21 +7,30 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gate.slices import averaged_in_slice
 from gate.statistics import (
     Bin,
+    Count,
     F1OfCells,
     Interval,
+    Positive,
+    Share,
     expected_calibration_error,
     interval,
     mean_interval,
     reliability,
 )
-from serve_app.inference.metrics import F1Definition, classification_scores, confusion_matrix
+from serve_app.inference.metrics import (
+    F1Definition,
+    classification_scores,
+    confusion_matrix,
+    scores_from_confusion,
+)
 
 
 class ScoreKey(BaseModel):
@@ -48,10 +57,10 @@ class ClassScore(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    precision: float
-    recall: float
-    f1: float
-    support: int
+    precision: Share
+    recall: Share
+    f1: Share
+    support: Count
     f1_interval: Interval
 
 
@@ -61,9 +70,9 @@ class SliceScore(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
-    texts: int
+    texts: Positive
     f1: Interval
-    accuracy: float
+    accuracy: Share
 
 
 class Score(BaseModel):
@@ -77,18 +86,32 @@ class Score(BaseModel):
 
     key: ScoreKey
     labels: list[str]
-    f1: float
-    accuracy: float
+    f1: Share
+    accuracy: Share
     log_loss: float
     intervals: dict[str, Interval]
     per_class: dict[str, ClassScore]
-    confusion: list[list[int]]
+    confusion: list[list[Count]]
     slices: list[SliceScore]
-    calibration: list[Bin]
+    calibration: list[Bin] = Field(min_length=1)
     ece: float
     temperature: float
-    texts: int
+    texts: Positive
     texts_per_second: float
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> Score:
+        F1Definition.from_key(self.key.f1_definition).averaged(self.labels)
+        classes = len(self.labels)
+        if len(self.confusion) != classes or any(len(row) != classes for row in self.confusion):
+            raise ValueError(f"expected a confusion matrix of {classes} rows and columns, one for each of the labels")
+        if not any(map(any, self.confusion)):
+            raise ValueError("the confusion matrix has no text")
+        if list(self.per_class) != self.labels:
+            raise ValueError(f"per_class is about {list(self.per_class)}, expected {self.labels}")
+        if self.intervals.keys() != {"f1", "accuracy", "log_loss"}:
+            raise ValueError(f"intervals are of {sorted(self.intervals)}, expected f1, accuracy and log_loss")
+        return self
 
     def metrics(self) -> dict[str, float]:
         """The numbers under the names that they have on the candidate's run."""
@@ -116,12 +139,12 @@ class Speed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    latency_ms: float
-    latency_p95_ms: float
-    texts: int
-    rounds: int = 5  # what every decision had before this was recorded
-    bytes: int
-    parameters: int
+    latency_ms: float = Field(gt=0.0)
+    latency_p95_ms: float = Field(gt=0.0)
+    texts: Positive
+    rounds: Positive = 5  # what every decision had before this was recorded
+    bytes: Positive
+    parameters: Positive
 
 
 def evaluate(
@@ -139,25 +162,17 @@ def evaluate(
 
     ``slices``: name to members, bool [texts]. Raises ValueError for no texts or a probability that is not finite.
     """
-    scores = classification_scores(labels, probabilities, label_names, definition)
-    confusion = np.asarray(scores["confusion"])
+    log_loss = classification_scores(labels, probabilities, label_names, definition)["log_loss"]
     predicted = probabilities.argmax(axis=1)
-    averaged = definition.averaged(label_names)
+    found = from_confusion(confusion_matrix(labels, predicted, len(label_names)), label_names, definition)
     of_true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    found["intervals"]["log_loss"] = mean_interval(-np.log(np.clip(of_true_class, 1e-12, 1.0)))
+    averaged = definition.averaged(label_names)
     bins = reliability(labels, probabilities)
-    per_class = {
-        name: ClassScore(**values, f1_interval=f1_interval_of(confusion, [label_names.index(name)]))
-        for name, values in scores.pop("per_class").items()
-    }
     return Score(
         key=key,
         labels=label_names,
-        intervals={
-            "f1": f1_interval_of(confusion, averaged),
-            "accuracy": _accuracy_interval(confusion),
-            "log_loss": mean_interval(-np.log(np.clip(of_true_class, 1e-12, 1.0))),
-        },
-        per_class=per_class,
+        log_loss=log_loss,
         slices=[
             slice_score(name, confusion_matrix(labels[members], predicted[members], len(label_names)), averaged)
             for name, members in slices.items()
@@ -165,9 +180,8 @@ def evaluate(
         calibration=bins,
         ece=expected_calibration_error(bins),
         temperature=temperature,
-        texts=len(labels),
         texts_per_second=texts_per_second,
-        **scores,
+        **found,
     )
 
 
@@ -181,6 +195,23 @@ def is_alike(one: object, other: object) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
     return one == other
+
+
+def from_confusion(confusion: np.ndarray, label_names: list[str], definition: F1Definition) -> dict[str, Any]:
+    """The fields of a Score that follow from its confusion matrix, int [classes, classes], alone.
+
+    ``intervals`` has those of F1 and accuracy.
+    """
+    scores = scores_from_confusion(confusion, label_names, definition)
+    per_class = {
+        name: ClassScore(**values, f1_interval=f1_interval_of(confusion, [place]))
+        for place, (name, values) in enumerate(scores["per_class"].items())
+    }
+    intervals = {
+        "f1": f1_interval_of(confusion, definition.averaged(label_names)),
+        "accuracy": _accuracy_interval(confusion),
+    }
+    return {**scores, "per_class": per_class, "intervals": intervals, "texts": int(confusion.sum())}
 
 
 def f1_interval_of(confusion: np.ndarray, averaged: Sequence[int]) -> Interval:

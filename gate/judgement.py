@@ -24,7 +24,7 @@ from gate.candidates import (
 from gate.comparison import Comparison, compare
 from gate.decision import Decision, GateUsageError
 from gate.evaluation import Speed
-from gate.policy import Evidence, judge_evidence
+from gate.policy import Evidence, judge_evidence, scored_fact
 from gate.rule import NOT_ROLLED_BACK, Check
 from gate.score_store import ScoreStore
 from gate.scoring import Scored, ScoringError, TestSplit, read_test_split, score_model
@@ -134,7 +134,7 @@ class Judge:
             except ScoringError as error:
                 facts.append(Check(name="candidate_score", passed=False, message=str(error), overridable=False))
                 return None, None
-        facts.append(_scored_fact("candidate_score", self._new[0].scored))
+        facts.append(scored_fact("candidate_score", self._new[0].scored.score))
         return self._new
 
     def _score_production(
@@ -162,7 +162,7 @@ class Judge:
             if scored.new:
                 store.keep(scored.score, split, scored.probabilities)
             self._old = number, ScoredFolder(scored, model)
-        facts.append(_scored_fact("production_score", self._old[1].scored))
+        facts.append(scored_fact("production_score", self._old[1].scored.score))
         return self._old[1]
 
     def _reusable(self, state: registry.State, digest: str, unusable: str | None) -> ModelVersion | None:
@@ -250,12 +250,6 @@ def _production_lost(client: MlflowClient, state: registry.State) -> list[Check]
     what = "no longer has the alias" if state.version(last) else "was deleted"
     message = f"production of {state.name} was version {last}, which {what} outside the gate. Ways out: {WAYS_OUT}"
     return [Check(name="production_version", passed=False, message=message)]
-
-
-def _scored_fact(name: str, scored: Scored) -> Check:
-    score = scored.score
-    message = f"F1 {score.intervals['f1']} on {score.texts} texts"
-    return Check(name=name, passed=True, message=message, value=score.f1)
 
 
 def _compared(candidate: Scored, production: Scored, split: TestSplit) -> Comparison:

@@ -36,7 +36,7 @@ class Scale:
     @classmethod
     def over(cls, values: Iterable[float]) -> Scale:
         """An axis of round numbers, 0 to 1, that holds all ``values``, each 0 to 1."""
-        found = list(values)
+        found = [min(max(value, 0.0), 1.0) for value in values]
         step = _round_up(max(max(found) - min(found), 0.01) / 2)
         low, high = math.floor(min(found) / step) * step, math.ceil(max(found) / step) * step
         if low == high:  # one value, on a border

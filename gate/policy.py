@@ -43,6 +43,12 @@ class Conclusion(BaseModel):
     checks: list[Check]
 
 
+def scored_fact(name: str, score: Score) -> Check:
+    """The fact that one side has this score."""
+    message = f"F1 {score.intervals['f1']} on {score.texts} texts"
+    return Check(name=name, passed=True, message=message, value=score.f1)
+
+
 def judge_evidence(evidence: Evidence, policy: GateConfig, *, force: bool) -> Conclusion:
     """Applies rule and policy. A check that is switched on and cannot be computed fails; none makes the rule pass."""
     checks = [fact.model_copy() for fact in evidence.facts]

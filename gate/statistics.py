@@ -10,16 +10,21 @@ The same counts give the same interval, bit for bit, in every version of numpy: 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from scipy.sparse import csr_array
 
 REPLICATES: Final = 2_000
 COVERAGE: Final = 0.95
 BINS: Final = 15  # of confidence, equally wide: what Guo et al. (2017) use
 _CHUNK_CELLS: Final = 2_000_000  # numbers of one chunk of replicates, which bounds the memory
+
+# What is read from a document must be small enough to compute with.
+Count = Annotated[int, Field(ge=0, le=2**40)]
+Positive = Annotated[int, Field(ge=1, le=2**40)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Interval(BaseModel):
@@ -42,9 +47,9 @@ class Bin(BaseModel):
 
     low: float
     high: float
-    texts: int
+    texts: Positive
     confidence: float
-    accuracy: float
+    accuracy: Share
 
 
 def interval(

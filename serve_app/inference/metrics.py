@@ -83,14 +83,21 @@ def classification_scores(
         raise ValueError(f"{rows} of {len(labels)} texts have a probability that is not finite")
     confusion = confusion_matrix(labels, probabilities.argmax(axis=1), len(names))
     of_true_class = probabilities[np.arange(len(labels)), labels]
+    return {
+        **scores_from_confusion(confusion, names, definition),
+        # Clipped like everywhere in the field: one confident mistake must not make the mean infinite.
+        "log_loss": float(-np.log(np.clip(of_true_class, 1e-12, 1.0)).mean()),
+    }
+
+
+def scores_from_confusion(confusion: np.ndarray, names: Sequence[str], definition: F1Definition) -> dict[str, Any]:
+    """``f1``, ``accuracy``, ``per_class`` and ``confusion`` as ``classification_scores`` has them: all but log loss."""
     diagonal = np.diag(confusion).astype(np.float64)
     precision, recall = _ratio(diagonal, confusion.sum(axis=0)), _ratio(diagonal, confusion.sum(axis=1))
     f1 = _f1_per_class(confusion)
     return {
         "f1": f1_from_confusion(confusion, definition, names),
-        "accuracy": float(diagonal.sum() / len(labels)),
-        # Clipped like everywhere in the field: one confident mistake must not make the mean infinite.
-        "log_loss": float(-np.log(np.clip(of_true_class, 1e-12, 1.0)).mean()),
+        "accuracy": float(diagonal.sum() / confusion.sum()),
         "per_class": {
             name: {
                 "precision": float(precision[i]),

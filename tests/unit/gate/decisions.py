@@ -12,8 +12,8 @@ from gate.behaviour import BehaviourReport, Failure, SuiteReport, TestReport
 from gate.comparison import compare
 from gate.decision import Decision
 from gate.evaluation import Score, ScoreKey, Speed, evaluate
-from gate.policy import Evidence, judge_evidence
-from gate.rule import Check
+from gate.policy import Evidence, judge_evidence, scored_fact
+from gate.rule import NOT_ROLLED_BACK, Check
 from serve_app.inference.metrics import F1Definition
 
 LABELS = ("negative", "positive")
@@ -71,7 +71,6 @@ def evidence(
     slices: Sequence[str] = ("length: 3 to 9 words", "length: 10 to 16 words", "length: 17 to 24 words",
                              "length: 25 to 51 words", "negation: with", "negation: without"),
     report: BehaviourReport | None = None,
-    facts: Sequence[Check] = (),
 ) -> Evidence:  # fmt: skip
     """Evidence about ``texts`` synthetic texts; ``production_skill`` None: there is no production model."""
     draw = np.random.default_rng(3)
@@ -81,18 +80,24 @@ def evidence(
     new = _probabilities(truth, len(labels), 5, skill)
     old = None if production_skill is None else _probabilities(truth, len(labels), 7, production_skill)
     candidate = _score(truth, new, labels, members, "a1")
+    production = None if old is None else _score(truth, old, labels, members, "b2")
+    looked_up = [
+        scored_fact("candidate_score", candidate),
+        *([scored_fact("production_score", production)] if production else []),
+        Check(name=NOT_ROLLED_BACK, passed=True, message="these weights are not registered yet"),
+    ]
     speed = Speed(latency_ms=6.41, latency_p95_ms=11.9, texts=32, bytes=91_412_000, parameters=22_713_602)
     definition = F1Definition.from_key(candidate.key.f1_definition)
     return Evidence(
         production_exists=old is not None,
         candidate=candidate,
-        production=None if old is None else _score(truth, old, labels, members, "b2"),
+        production=production,
         comparison=None if old is None else compare(ids, truth, old, new, label_names=labels, definition=definition,
                                                     slices=members),
         candidate_speed=speed,
         production_speed=None if old is None else speed.model_copy(update={"latency_ms": 6.02, "latency_p95_ms": 12.4}),
         behaviour=behaviour() if report is None else report,
-        facts=list(facts),
+        facts=looked_up,
     )  # fmt: skip
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from gate.behaviour import BehaviourReport
 from gate.comparison import compare
 from gate.evaluation import Score, ScoreKey, Speed, evaluate
-from gate.policy import Evidence
-from gate.rule import Check
+from gate.policy import Evidence, scored_fact
+from gate.rule import NOT_ROLLED_BACK, Check
 from serve_app.inference.metrics import F1Definition
 
 NAMES = ["negative", "positive"]
@@ -41,17 +42,25 @@ def evidence(
     new = probabilities_of(hard + rng.normal(0, 0.02, texts) < candidate, labels)
     score = score_of(labels, new, half=half)
     speed = Speed(latency_ms=latency_ms, latency_p95_ms=2 * latency_ms, texts=32, bytes=1000, parameters=100)
-    facts = [Check(name="candidate_score", passed=True, message="scored")]
+    facts = [
+        scored_fact("candidate_score", score),
+        Check(name=NOT_ROLLED_BACK, passed=True, message="these weights are not registered yet"),
+    ]
+    behaviour = BehaviourReport.of([])
     if production is None:
-        return Evidence(production_exists=False, candidate=score, candidate_speed=speed, facts=facts)
+        return Evidence(
+            production_exists=False, candidate=score, candidate_speed=speed, behaviour=behaviour, facts=facts
+        )
     old = probabilities_of(hard + rng.normal(0, 0.02, texts) < production, labels)
+    before = score_of(labels, old, "b", half=half)
     ids = [f"id-{row}" for row in range(texts)]
     return Evidence(
         production_exists=True,
         candidate=score,
-        production=score_of(labels, old, "b", half=half),
+        production=before,
         comparison=compare(ids, labels, old, new, label_names=NAMES, definition=POSITIVE, slices={"half": half}),
         candidate_speed=speed,
         production_speed=speed.model_copy(update={"latency_ms": 10.0}),
-        facts=facts,
+        behaviour=behaviour,
+        facts=[*facts, scored_fact("production_score", before)],
     )

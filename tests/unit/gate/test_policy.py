@@ -10,8 +10,10 @@ from configs.gate import GateConfig
 from gate.behaviour import BehaviourReport, SuiteReport
 from gate.behaviour import TestReport as BehaviourTest
 from gate.policy import Evidence, judge_evidence
-from gate.rule import RULE, Check
+from gate.rule import NOT_ROLLED_BACK, RULE, Check
 from tests.unit.gate.evidence import evidence
+
+FACTS = {"candidate_score", NOT_ROLLED_BACK}
 
 
 def _checks(evidence: Evidence, **policy: Any) -> tuple[str, dict[str, Check]]:
@@ -22,7 +24,7 @@ def _checks(evidence: Evidence, **policy: Any) -> tuple[str, dict[str, Check]]:
 def test_by_default_only_the_rule_blocks() -> None:
     outcome, checks = _checks(evidence(0.905, 0.90))
     assert outcome == "pass"
-    assert {name for name, check in checks.items() if check.blocking} == {"candidate_score", RULE}
+    assert {name for name, check in checks.items() if check.blocking} == {*FACTS, "production_score", RULE}
     assert not checks["significance"].passed
     assert {"class_f1", "calibration", "significance", "slices", "agreement", "latency"} <= checks.keys()
 
@@ -72,7 +74,7 @@ def test_no_check_helps_a_failing_rule() -> None:
 def test_without_production_there_is_nothing_to_compare() -> None:
     outcome, checks = _checks(evidence(0.92, None), require_significant=True, min_agreement=1.0, max_latency_ratio=0.1)
     assert outcome == "pass"
-    assert checks.keys() == {"candidate_score", RULE, "class_f1", "calibration"}
+    assert checks.keys() == {*FACTS, RULE, "class_f1", "calibration"}
 
 
 def test_production_without_a_score_blocks_what_needs_it() -> None:
