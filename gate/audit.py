@@ -28,7 +28,7 @@ from serve_app.mlflow_client import ensure_experiment, is_orphan, owner_tags
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 EXPERIMENT: Final = "trialgate-decisions"
 DECISION_FILE: Final = "decision.json"
@@ -47,6 +47,7 @@ _FIELDS: Final = {
     "model_version": "trialgate.model_version",
     "baseline_version": "trialgate.baseline_version",
     "production_version": "trialgate.production_version",
+    "left_weights_digest": "trialgate.left_weights_digest",
     "run_id": "trialgate.candidate_run_id",
     "parent_run_id": "trialgate.candidate_parent_run_id",
     "f1": "trialgate.f1",
@@ -199,6 +200,28 @@ def last_holder(client: MlflowClient, model_name: str, alias: str) -> str | None
     return None if newest is None else newest.data.tags.get(_FIELDS["model_version"])
 
 
+def rolled_back_since(
+    client: MlflowClient, state: registry.State, version: ModelVersion | None, weights_digest: str | None
+) -> str | None:
+    """Since when the weights that would be promoted, as ``version`` if they are registered, are marked rolled back.
+
+    None if they are not. The mark outlives its version, so it is looked for in the history too.
+    """
+    if version is not None and names.ROLLED_BACK in version.tags:
+        return str(version.tags[names.ROLLED_BACK])
+    if weights_digest is None:
+        return None
+    for run in _moves(client, state.name, names.PRODUCTION):
+        tags = run.data.tags
+        if tags.get(_FIELDS["left_weights_digest"]) == weights_digest:
+            return tags.get(names.DECIDED_AT, "nobody knows when")
+        if tags.get(names.WEIGHTS_DIGEST) == weights_digest:
+            return None  # in production once more, by force
+    # The history is silent where ``mlflow gc`` took decisions out of it.
+    marked = [other.tags.get(names.ROLLED_BACK) for other in state.with_weights(weights_digest)]
+    return max(filter(None, marked), default=None)
+
+
 def any_run(client: MlflowClient) -> Run | None:
     """The run of some decision; None if there is none yet."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -289,6 +312,8 @@ def _entry(run: Run) -> dict[str, Any]:
 def _tags(decision: Decision) -> dict[str, str]:
     values = decision.model_dump()
     tags = {tag: str(values[field])[:_TAG_LIMIT] for field, tag in _FIELDS.items() if values[field] is not None}
+    if decision.evidence is not None and decision.evidence.candidate is not None:
+        tags[names.WEIGHTS_DIGEST] = decision.evidence.candidate.key.weights_digest
     if decision.versions:
         tags[_VERSIONS] = " ".join(decision.versions)[:_TAG_LIMIT]
     return {**tags, REASON: decision.reason[:_TAG_LIMIT]}

@@ -36,6 +36,7 @@ class Decision(BaseModel):
     model_version: str | None = Field(None, description="The version that the decision is about, if registered.")
     baseline_version: str | None = Field(None, description="The version in production when it was decided.")
     production_version: str | None = Field(None, description="The version in production afterwards.")
+    left_weights_digest: str | None = Field(None, description="Of the version that a rollback leaves.")
     changed: bool = Field(False, description="Whether the alias production moved.")
     versions: list[str] = Field(default_factory=list, description="The versions that a prune removes, oldest first.")
     test_digest: str | None = None

@@ -31,7 +31,6 @@ from gate.scoring import Scored, ScoringError, TestSplit, read_test_split, score
 from gate.slices import slices_of
 from gate.speed import ROUNDS, ROUNDS_TO_INFORM, measure_speed
 from gate.suite import load_suites
-from serve_app import mlflow_client as names
 from serve_app.inference.metrics import F1Definition
 from serve_app.mlflow_client import PRODUCTION
 
@@ -97,7 +96,7 @@ class Judge:
         if version is None and new is not None:
             unusable = str(production.version) if production is not None and old is None else None
             version = self._reusable(state, new.scored.score.key.weights_digest, unusable)
-        facts.append(_not_rolled_back(version))
+        facts.append(_not_rolled_back(self._client, state, version, new))
         evidence = self._evidence(new, old, split, production, facts)
         conclusion = judge_evidence(evidence, gate, force=force)
         passed_as: Literal["would_promote", "promoted"] = "would_promote" if action == "check" else "promoted"
@@ -167,7 +166,7 @@ class Judge:
 
     def _reusable(self, state: registry.State, digest: str, unusable: str | None) -> ModelVersion | None:
         """A registered version with these weights, whose artifact is really there."""
-        version = state.with_weights(digest)
+        version = next(reversed(state.with_weights(digest)), None)
         if version is None or str(version.version) == unusable:
             return None
         number = str(version.version)
@@ -264,11 +263,12 @@ def _compared(candidate: Scored, production: Scored, split: TestSplit) -> Compar
     )
 
 
-def _not_rolled_back(version: ModelVersion | None) -> Check:
-    if version is None:
-        return Check(name=NOT_ROLLED_BACK, passed=True, message="these weights are not registered yet")
-    since = version.tags.get(names.ROLLED_BACK)
+def _not_rolled_back(
+    client: MlflowClient, state: registry.State, version: ModelVersion | None, new: ScoredFolder | None
+) -> Check:
+    since = audit.rolled_back_since(client, state, version, new.scored.score.key.weights_digest if new else None)
+    what = "these weights were" if version is None else f"the weights of version {version.version} were"
     if since is None:
-        return Check(name=NOT_ROLLED_BACK, passed=True, message=f"version {version.version} was not rolled back")
-    message = f"version {version.version} was rolled back ({since}): it needs --force --reason TEXT"
+        return Check(name=NOT_ROLLED_BACK, passed=True, message=f"{what} not rolled back")
+    message = f"{what} rolled back ({since}): that needs --force --reason TEXT"
     return Check(name=NOT_ROLLED_BACK, passed=False, message=message)

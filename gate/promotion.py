@@ -171,6 +171,7 @@ def _decide_rollback(client: MlflowClient, model_name: str, to: str | None, reas
                 "run_id": target.run_id or None,
                 "f1": _number(target.tags.get(names.VERSION_F1)),
                 "baseline_f1": _number(current.tags.get(names.VERSION_F1)) if current else None,
+                "left_weights_digest": current.tags.get(names.WEIGHTS_DIGEST) if current else None,
                 "test_digest": target.tags.get(names.TEST_DIGEST),
             }
         )

@@ -112,10 +112,9 @@ class State:
         number = self.aliases.get(alias)
         return None if number is None else _at_its_end(self.name, alias, number, self.version(number))
 
-    def with_weights(self, digest: str) -> ModelVersion | None:
-        """The newest version whose weights have this digest, or None."""
-        same = [version for version in self.versions if version.tags.get(names.WEIGHTS_DIGEST) == digest]
-        return same[-1] if same else None
+    def with_weights(self, digest: str) -> list[ModelVersion]:
+        """The versions whose weights have this digest, oldest first."""
+        return [version for version in self.versions if version.tags.get(names.WEIGHTS_DIGEST) == digest]
 
 
 def state(client: MlflowClient, name: str) -> State:
