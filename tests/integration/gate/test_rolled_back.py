@@ -5,10 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
+from gate import audit, lease, promotion, registry
+from gate.decision import Decision
+from serve_app import mlflow_client as names
 from tests.integration.gate.conftest import Gate
+from tests.integration.gate.test_interruptions import SERVER_IS_SLOW
 from tests.integration.gate.world import World
 
 NAME = "trialgate-classifier"
@@ -50,3 +56,61 @@ def test_the_mark_outlives_its_version(
     assert gate("promote", "--run-id", again, "--force", "--reason", "r")[1]["model_version"] == "3"
     assert gate("promote", "--run-id", world.trial(models["good"]))[0] == 0
     assert gate("promote", "--version", "3")[1]["decision"] == "promoted"  # the force counts from then on
+
+
+def _expire(world: World) -> None:
+    """What somebody who waits does to a holder that was stopped for too long."""
+    (ticket,) = world.client.search_model_versions(f"name='{NAME}{lease.SUFFIX}' and tags.`{lease.STATE}` = 'open'")
+    world.client.set_model_version_tag(ticket.name, str(ticket.version), lease.STATE, "expired")
+
+
+@SERVER_IS_SLOW
+def test_a_rollback_that_goes_on_too_late_marks_nothing(
+    world: World, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands still after its alias has moved. Meanwhile it is finished, and what it left is forced back."""
+    for model in ("good", "good-too"):
+        promotion.promote(world.client, run_id=world.trial(models[model]))
+    step = audit.step
+
+    def stand_still(client: MlflowClient, decision: Decision, name: str) -> None:
+        step(client, decision, name)
+        if name == "complete":
+            monkeypatch.setattr(audit, "step", step)
+            _expire(world)
+            promotion.promote(client, settings=world.settings, version="2", force=True, reason="r")
+
+    monkeypatch.setattr(audit, "step", stand_still)
+    assert promotion.rollback(world.client, NAME).decision == "rolled_back"  # by whoever was next
+    assert registry.aliases(world.client, NAME) == {"production": "2", "previous": "1"}
+    assert names.ROLLED_BACK not in world.client.get_model_version(NAME, "2").tags
+
+
+@SERVER_IS_SLOW
+def test_a_promotion_that_goes_on_too_late_takes_no_mark_away(world: World, models: dict[str, Path]) -> None:
+    """It stands still when it has read its version. Meanwhile it is finished, and rolled back once more."""
+    for model in ("good", "good-too"):
+        promotion.promote(world.client, run_id=world.trial(models[model]))
+    promotion.rollback(world.client, NAME)
+    stopped: Any = StandsStill(world.client, lambda: (_expire(world), promotion.rollback(world.client, NAME)))
+    forced = promotion.promote(stopped, settings=world.settings, version="2", force=True, reason="r")
+    assert stopped.resumed
+    assert forced.decision == "forced"  # it was, for a while
+    assert registry.aliases(world.client, NAME) == {"production": "1"}
+    assert names.ROLLED_BACK in world.client.get_model_version(NAME, "2").tags
+
+
+class StandsStill:
+    """A client that stands still, while ``meanwhile`` happens, before it tells a version of the decision about it."""
+
+    def __init__(self, client: MlflowClient, meanwhile: Callable[[], object]) -> None:
+        self._client, self._meanwhile, self.resumed = client, meanwhile, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
+        if key == names.DECISION_ID and not self.resumed:
+            self.resumed = True
+            self._meanwhile()
+        self._client.set_model_version_tag(name, version, key, value)
