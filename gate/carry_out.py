@@ -68,9 +68,10 @@ def settle_interrupted(client: MlflowClient, lease: Lease) -> list[str]:
     return done
 
 
-def repair(client: MlflowClient) -> list[str]:
+def repair(client: MlflowClient, wait_s: float = _REPAIR_WAIT_SECONDS) -> list[str]:
     """Finishes or undoes every decision whose process is gone. Returns what was done, in words.
 
+    ``wait_s``: how long for the turn of each model (seconds); with 0 a model that is being changed is left at once.
     What cannot be settled here, because this user may not, because the model is being changed just now, or for a fault
     of its own, is left with a warning: it holds up whoever changes its model, and nobody else. Raises only when MLflow
     is gone.
@@ -85,7 +86,7 @@ def repair(client: MlflowClient) -> list[str]:
                 logger.warning("repaired: %s", done[-1])
             elif name not in left:
                 left.append(name)
-                with Lease(client, name, f"a repair by {audit.who()}", wait_s=_REPAIR_WAIT_SECONDS) as lease:
+                with Lease(client, name, f"a repair by {audit.who()}", wait_s=wait_s) as lease:
                     done += settle_interrupted(client, lease)
         except Exception as error:
             if is_unreachable(error) and not isinstance(error, LeaseRefused):
@@ -153,7 +154,7 @@ def _after_error(client: MlflowClient, lease: Lease, decision: Decision) -> Deci
 def _put_back(client: MlflowClient, lease: Lease, decision: Decision) -> None:
     """An alias that this undone decision moved after its time goes back to where the newest decision put it."""
     name, alias = decision.model_name, decision.alias
-    current = registry.aliased(client, name, alias)
+    current = registry.holder(client, name, alias)
     if current is None or (str(current.version) != decision.model_version
                            and current.tags.get(registry.REGISTERED_BY) != decision.decision_id):  # fmt: skip
         return
@@ -191,7 +192,7 @@ def _settle(client: MlflowClient, run: Run, check: Callable[[], None]) -> str:
     if decision is not None and decision.action == "prune":
         _finish_prune(client, decision, check)
         return f"decision {decision_id} (prune) is finished: removed versions {', '.join(decision.versions)}"
-    holder = None if decision is None else registry.aliased(client, name, decision.alias)
+    holder = None if decision is None else registry.holder(client, name, decision.alias)
     if decision is not None and holder is not None:
         made_here = holder.tags.get(registry.REGISTERED_BY) == decision_id
         if made_here or str(holder.version) == decision.model_version:

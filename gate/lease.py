@@ -174,7 +174,7 @@ class Lease:
     def _wait(self) -> None:
         start, pause = self._clock(), _SHORTEST_PAUSE
         while not self.poll():
-            if self._clock() - start > self._wait_s:
+            if self._clock() - start >= self._wait_s:
                 before = self._open(1)
                 holder = before[0].tags.get(HOLDER) if before else "nobody any more"
                 raise LeaseBusy(

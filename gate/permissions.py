@@ -1,8 +1,9 @@
 """Whether this user may change a model, found out before anything is changed.
 
 A tracking server with users tells nobody his rights, and lets readers make experiments and registered models of their
-own, so that a promotion would fail half-way. So each thing that is going to be written to is first given a value that
-it has already, and for the right to delete an alias is removed that is not there.
+own, so that a promotion would fail half-way. So each run that is going to be written to is first given a value that it
+has already, and from the registered model a tag is removed that is not there (which takes the right to edit), and an
+alias that is not there (which takes the right to delete).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _NO_ALIAS: Final = "trialgate-no-such-alias"
+_NO_TAG: Final = "trialgate.no_such_tag"
 
 
 def require_right_to_change(
@@ -40,7 +42,7 @@ def require_right_to_change(
             client.set_tag(past.info.run_id, names.KIND, names.KIND_DECISION)
     if registry.find_model(client, model_name) is not None:
         with _told(f"change registered model {model_name}"):
-            client.set_registered_model_tag(model_name, names.KIND, names.KIND_MODEL)
+            client.delete_registered_model_tag(model_name, _NO_TAG)
         if removes:
             with _told(f"remove aliases and tags from registered model {model_name}"):
                 client.delete_registered_model_alias(model_name, _NO_ALIAS)

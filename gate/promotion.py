@@ -209,8 +209,9 @@ def _rollback_target(
 
 
 def status(client: MlflowClient, model_name: str) -> dict[str, Any]:
-    """What is in production, what was before, what challenges it, and every decision, newest first. Repairs first."""
-    repair(client)
+    """What is in production, what was before, what challenges it, and every decision, newest first. Repairs first what
+    needs no waiting."""
+    repair(client, wait_s=0.0)
     held = {alias: registry.aliased(client, model_name, alias) for alias in (PRODUCTION, PREVIOUS, CHALLENGER)}
     there = registry.find_model(client, model_name) is not None
     return {

@@ -68,6 +68,12 @@ def _at_its_end(name: str, alias: str, number: str, version: ModelVersion | None
     return version
 
 
+def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version under ``alias``; None if no version has it, or one that does not exist."""
+    number = aliases(client, name).get(alias)
+    return None if number is None else get_version(client, name, number)
+
+
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:
     """Every alias of the model with its version; none if there is no such model."""
     model = find_model(client, name)

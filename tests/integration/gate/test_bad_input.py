@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from configs.exit_codes import ExitCode
-from gate import registry
+from gate import audit, registry
+from gate.decision import Decision
 from gate.score_store import SCORE_FILE
 from serve_app import mlflow_client as names
 from tests.integration.gate.conftest import Gate
+from tests.integration.gate.test_interruptions import DEAD
 from tests.integration.gate.world import World
 
 NAME = "trialgate-classifier"
@@ -157,6 +159,11 @@ def test_alias_that_points_nowhere(world: World, models: dict[str, Path], gate: 
         code, document = gate(*command)
         assert code == ExitCode.USAGE, command
         assert "points at version 2, which does not exist" in document["error"]
+    interrupted = audit.begin(world.client, Decision(decision="promoted", reason="r", action="promote",
+                                                     model_name=NAME, model_version="2"))  # fmt: skip
+    assert interrupted.decision_id is not None
+    world.client.set_tag(interrupted.decision_id, names.OWNER, DEAD)
     code, decision = gate("rollback")
     assert (code, decision["production_version"]) == (0, "1")
     assert gate("status")[1]["production_version"] == "1"
+    assert [entry["decision"] for entry in gate("history")[1]["decisions"][:2]] == ["rolled_back", audit.UNDONE]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gate import audit, promotion, registry
+from gate import audit, carry_out, lease, promotion, registry
 from serve_app import mlflow_client as names
 from tests.integration.gate.conftest import Gate
 from tests.integration.gate.test_interruptions import DEAD
@@ -88,3 +89,25 @@ def test_the_card_goes_without_a_decision_of_another_version(world: World, model
     code, card = gate("card", "--version", "1")
     assert (code, card["decision"]) == (0, None)
     assert [event["decision"] for event in card["history"]] == ["promoted"]
+
+
+class NoPatience(lease.Lease):
+    """A lease that nobody has time to wait for."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, sleep=self._fail)
+
+    def _fail(self, seconds: float) -> None:
+        raise AssertionError(f"it waits for {seconds} s")
+
+
+def test_status_waits_for_nobody(
+    world: World, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _cut_off_after_the_alias(world, models["good"], monkeypatch)
+    monkeypatch.setattr(carry_out, "Lease", NoPatience)
+    with lease.Lease(world.client, NAME, "a promotion of somebody"):
+        status = promotion.status(world.client, NAME)
+    assert (status["production_version"], status["decisions"][0]["decision"]) == ("1", "in_progress")
+    assert "is left to others: model 'trialgate-classifier' was being changed by a promotion of somebody" in caplog.text
+    assert promotion.status(world.client, NAME)["decisions"][0]["decision"] == "promoted"

@@ -14,6 +14,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from gate import audit, lease, promotion, registry
 from gate.__main__ import main
 from gate.lease import LeaseLost
+from gate.permissions import require_right_to_change
 from serve_app import mlflow_client as names
 from tests.integration.gate.conftest import Gate
 from tests.integration.gate.test_interruptions import SERVER_IS_SLOW
@@ -148,6 +149,27 @@ def test_registered_model_of_another_tool_is_refused_unless_it_is_empty(
     client.delete_model_version(NAME, "1")  # empty: made beforehand, for instance to give rights on it
     assert gate("promote", "--run-id", run_id)[1]["model_version"] == "2"
     assert registry.model_names(client) == [NAME]
+
+
+class OfAServer:
+    """A client that says that it speaks to a server, where users have rights."""
+
+    tracking_uri = "http://somewhere"
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def test_asking_for_rights_does_not_take_a_model_over(world: World, models: dict[str, Path]) -> None:
+    """An empty registered model becomes ours with its first version, not by a command that may block."""
+    client: Any = OfAServer(world.client)
+    client.create_registered_model(NAME, tags={"whose": "somebody's"}, description="kept free")
+    require_right_to_change(client, NAME, world.trial(models["bad"]), removes=True)
+    model = client.get_registered_model(NAME)
+    assert (model.tags, model.description, model.aliases) == ({"whose": "somebody's"}, "kept free", {})
 
 
 @SERVER_IS_SLOW

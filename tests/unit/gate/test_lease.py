@@ -114,6 +114,13 @@ def test_holder_that_lives_is_waited_for_until_the_bound() -> None:
         assert list(registry.versions) == [str(holder.ticket)]  # nobody waits any more
 
 
+def test_whoever_will_not_wait_takes_a_free_turn_or_none() -> None:
+    registry, clock = Registry(), Clock()
+    with _lease(registry, clock, wait_s=0.0), pytest.raises(LeaseBusy):
+        _lease(registry, clock, wait_s=0.0).__enter__()
+    assert clock.now == 100.0  # nobody slept
+
+
 def test_waiter_that_was_suspended_itself_does_not_count_that_time() -> None:
     registry, clock = Registry(), Clock()
     holder = _lease(registry)
