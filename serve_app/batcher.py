@@ -136,9 +136,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting.extend(entries)
         if len(self._workers) < self._lanes:
             # The task starts in the next turn of the loop, so requests that are already there share its first batch.
-            worker = loop.create_task(self._work())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._workers.add(loop.create_task(self._work()))
         try:
             results = [await entry.done for entry in entries]
         finally:
@@ -163,6 +161,12 @@ class Batcher(Generic[Item, Result]):
             self._fail(list(self._waiting), error)
             self._waiting.clear()
             raise
+        finally:
+            # Here, not in a callback of the task, which runs a turn of the loop later: what is submitted in between
+            # would count on a worker that takes nothing any more.
+            worker = asyncio.current_task()
+            assert worker is not None
+            self._workers.discard(worker)
 
     def _take_batch(self) -> list[_Entry[Item, Result]]:
         """The next batch, oldest first, without what is cancelled or expired; empty when nothing waits."""

@@ -290,3 +290,9 @@ async def test_closing_waits_for_every_lane(make, model):
     await closing
     assert first.done()
     assert second.done()
+
+
+async def test_what_comes_as_the_last_worker_ends_is_not_forgotten(make):
+    batcher = make()
+    for _ in range(50):  # each comes in the very turn of the loop in which the one before was answered
+        assert (await asyncio.wait_for(batcher.submit(["a"], [1]), 20)).results == [("echo", "a")]
