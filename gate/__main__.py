@@ -116,10 +116,7 @@ def _card(arguments: argparse.Namespace) -> Result:
     text = card_html(card) if arguments.html else card_markdown(card)
     if arguments.output is None:
         return card.model_dump(mode="json"), text.splitlines(), ExitCode.OK
-    try:
-        Path(arguments.output).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise GateUsageError(f"--output {arguments.output} cannot be written: {error}") from None
+    _write("--output", arguments.output, text)
     return card.model_dump(mode="json"), [f"{card.title}: {arguments.output}"], ExitCode.OK
 
 
@@ -134,10 +131,13 @@ def _history(arguments: argparse.Namespace) -> Result:
 
 
 def _replay(arguments: argparse.Namespace) -> Result:
+    from gate.decision_page import decision_page
     from gate.replay import read_decision, replay
 
     decision = read_decision(arguments.decision)
     found = replay(decision)
+    if arguments.html is not None:
+        _write("--html", arguments.html, decision_page(decision, found.differences))
     lines = [f"recorded    {found.recorded}", f"recomputed  {found.recomputed or 'nothing'}"]
     lines += [f"  {line}" for line in found.differences]
     if found.agrees is None:
@@ -146,6 +146,13 @@ def _replay(arguments: argparse.Namespace) -> Result:
         lines.append("the decision follows from its evidence")
     lines += [f"taken as recorded: {line}" for line in found.taken]
     return found.model_dump(mode="json"), lines, ExitCode.FAILED if found.differences else ExitCode.OK
+
+
+def _write(option: str, file: str, text: str) -> None:
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise GateUsageError(f"{option} {file} cannot be written: {error}") from None
 
 
 def _connected(arguments: argparse.Namespace) -> tuple[MlflowClient, Settings]:
@@ -273,6 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     history = add("history", "every decision, newest first")
     replay = add("replay", "computes a recorded decision again from what it rests on; 1 if it does not agree")
     replay.add_argument("decision", metavar="DECISION.json", help="path or URL of a decision's document")
+    replay.add_argument("--html", metavar="FILE", help="write the decision's page there, with whatever does not agree")
     prune = add("prune", "remove old versions that carry no alias")
     prune.add_argument("--keep", metavar="N", type=int, required=True, help="the newest N versions stay, count")
     prune.add_argument("--dry-run", action="store_true", help="tell which versions that are, and remove none")

@@ -61,6 +61,9 @@ class Comparison(BaseModel):
         for part in (self.whole, *self.slices):
             if any(max(cell[:3]) >= len(self.labels) for cell in part.cells):
                 raise ValueError(f"'{part.name}' has a class beyond the {len(self.labels)} labels")
+            kinds = [cell[:3] for cell in part.cells]
+            if kinds != sorted(set(kinds)):
+                raise ValueError(f"'{part.name}' has cells that are not in order, each kind once")
         return self
 
     @property

@@ -39,8 +39,11 @@ class Side:
     score: Score | None
 
 
-def decision_page(decision: Decision) -> str:
-    """The page of ``decision``, of any kind and with or without evidence. Needs no network and no script."""
+def decision_page(decision: Decision, differences: Sequence[str] = ()) -> str:
+    """The page of ``decision``, of any kind and with or without evidence. Needs no network and no script.
+
+    ``differences``: what a replay found that is not as recorded, which stands before everything else.
+    """
     evidence = decision.evidence or Evidence(production_exists=decision.baseline_version is not None)
     sides = _sides(decision, evidence)
     digits = digits_to_tell(decision.f1, decision.baseline_f1)
@@ -48,6 +51,7 @@ def decision_page(decision: Decision) -> str:
         "decision.html",
         title=f"{decision.action} {decision.model_name}: {verdict(decision).word.lower()}",
         decision=decision,
+        differences=differences,
         evidence=evidence,
         verdict=verdict(decision),
         facts=_facts(decision),

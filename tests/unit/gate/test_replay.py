@@ -19,10 +19,12 @@ from configs.exit_codes import Unreachable
 from configs.gate import GateConfig
 from gate.__main__ import main
 from gate.decision import Decision, GateUsageError
+from gate.decision_page import decision_page
 from gate.policy import Evidence, judge_evidence
 from gate.replay import read_decision, replay
 from gate.rule import NOT_ROLLED_BACK, Check
 from tests.unit.gate.evidence import evidence
+from tests.unit.gate.page_reader import PageReader
 
 
 def _decided(found: Evidence, *, force: bool = False, **policy: Any) -> Decision:
@@ -213,6 +215,7 @@ def test_what_was_changed_is_found(name: str, tmp_path: Path, capsys: pytest.Cap
         (_set("evidence.comparison.slices.0.cells.0.3", 0), "evidence.comparison.slices.0.cells.0.3"),
         (_set("evidence.comparison.f1_definition", "binary:other"), "evidence.comparison"),
         (_set("evidence.production_speed.latency_ms", 0.0), "evidence.production_speed.latency_ms"),
+        (lambda it: it["evidence"]["comparison"]["whole"]["cells"].reverse(), "evidence.comparison"),
         (_set("f1", float("nan")), ""),
     ],
 )
@@ -227,6 +230,21 @@ def test_numbers_that_none_can_have_are_refused(
         read_decision(str(file))
     assert main(["replay", str(file)]) == 2
     assert "is not a decision" in capsys.readouterr().err
+
+
+def test_the_page_of_a_document_is_written_with_what_does_not_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, page = tmp_path / "decision.json", tmp_path / "decision.html"
+    file.write_text(_decision().model_dump_json())
+    assert main(["replay", str(file), "--html", str(page)]) == 0
+    assert page.read_text() == decision_page(_decision())
+    file.write_text(_decision().model_copy(update={"reason": "<b>trust me</b>"}).model_dump_json())
+    assert main(["replay", str(file), "--html", str(page)]) == 1
+    text = PageReader(page.read_text()).text
+    assert "does not follow from its evidence: reason: recorded <b>trust me</b>, computed F1" in text
+    assert main(["replay", str(file), "--html", str(tmp_path / "nowhere" / "page.html")]) == 2
+    assert "--html" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("action", "outcome"), [("rollback", "rolled_back"), ("prune", "pruned")])
