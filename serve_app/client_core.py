@@ -215,6 +215,8 @@ class Calls:
             if seconds is None or seconds >= budget.remaining_s:
                 raise error
             yield Pause(seconds)
+            if budget.remaining_s <= 0:  # it slept longer than asked, or the larger call has ended
+                raise error
         reply: httpx.Response = outcome
         return reply
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.client import AsyncClient, Client, InvalidRequest, Unreachable
+from serve_app.client import AsyncClient, Client, InvalidRequest, RetryPolicy, Unreachable
 from tests.integration.serving.world import Service, free_port
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "serving.md"
@@ -54,7 +54,7 @@ def test_the_error_says_which_texts_it_was(service: Service):
 
 
 def test_nobody_there():
-    with Client(f"http://127.0.0.1:{free_port()}", deadline_s=0.3) as client:
+    with Client(f"http://127.0.0.1:{free_port()}", retry=RetryPolicy(max_retries=1)) as client:
         assert client.ready() is False
         with pytest.raises(Unreachable):
             client.predict("good")

@@ -97,14 +97,14 @@ class Time:
     """A clock that only sleeping moves."""
 
     def __init__(self) -> None:
-        self.now, self.slept = 0.0, []
+        self.now, self.slept, self.oversleeps = 0.0, [], 0.0
 
     def clock(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        self.now += seconds
+        self.now += seconds + self.oversleeps
 
     async def sleep_async(self, seconds: float) -> None:
         self.sleep(seconds)
@@ -372,6 +372,15 @@ def test_a_call_ends_within_its_deadline_with_the_last_error(asked):
     assert client.time.slept == [3, 3, 3]
     assert [request.extensions["timeout"]["read"] for request in service.requests] == [10, 7, 4, 1]
     assert [request.extensions["timeout"]["connect"] for request in service.requests] == [5, 5, 4, 1]
+
+
+def test_a_sleep_that_takes_too_long_does_not_hide_the_error(asked):
+    service = FakeService(*[httpx.ConnectError("refused")] * 9)
+    client = asked(service, deadline_s=1)
+    client.time.oversleeps = 1.0
+    with pytest.raises(api.Unreachable):
+        client.predict("a")
+    assert len(service.requests) == 1
 
 
 def test_a_deadline_for_many_texts_bounds_all_of_them(asked):
