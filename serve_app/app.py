@@ -7,6 +7,7 @@ here, once: settings, paths and keys; the deployments get plain values.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from typing import Any
@@ -100,8 +101,13 @@ def application(settings: Settings) -> Application:
 
 def start_draining(app_name: str = APP_NAME) -> None:
     """From now on the running application refuses predictions with 503 draining; what is in work is finished."""
-    board: DeploymentHandle[Any] = serve.get_deployment_handle("board", app_name)
-    board.drain.remote().result(timeout_s=5)
+
+    async def drain() -> None:
+        board: DeploymentHandle[Any] = serve.get_deployment_handle("board", app_name)
+        async with asyncio.timeout(5):
+            await board.drain.remote()
+
+    asyncio.run(drain())  # throughput-optimized handles work inside an event loop alone
 
 
 def _scale(fewest: int, most: int, target_ongoing_requests: float) -> dict[str, Any]:
