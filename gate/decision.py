@@ -21,7 +21,7 @@ class GateUsageError(UsageError):
 class Decision(BaseModel):
     """A decision with all that led to it; the content of ``--json`` and of the artifact ``decision.json``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     decision: Outcome
     reason: str

@@ -7,7 +7,6 @@ from typing import Final
 
 import fsspec
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import from_json
 
 from configs.exit_codes import Unreachable
 from gate.consistency import contradictions, unlike
@@ -61,15 +60,12 @@ def read_decision(address: str) -> Decision:
             raise GateUsageError(f"{shown} cannot be read: {error}") from None
         raise Unreachable(f"{shown} cannot be reached: {error or type(error).__name__}") from error
     try:
-        return Decision.model_validate(from_json(content, allow_inf_nan=False))
+        return Decision.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        found = f"{'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
-    except ValueError as error:
-        found = str(error)
-    raise GateUsageError(
-        f"{shown} is not a decision of the gate: {found}; expected the decision.json of a decision's run"
-    )
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise GateUsageError(f"{shown} is not a decision of the gate: {where}: {first['msg']}; "
+                             "expected the decision.json of a decision's run") from None  # fmt: skip
 
 
 def _is_lost(cause: BaseException | None) -> bool:

@@ -75,7 +75,7 @@ class Check(BaseModel):
     ``blocking``: False for one that informs only. ``forced``: it failed and was overridden.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
     passed: bool

@@ -216,7 +216,8 @@ def test_what_was_changed_is_found(name: str, tmp_path: Path, capsys: pytest.Cap
         (_set("evidence.comparison.f1_definition", "binary:other"), "evidence.comparison"),
         (_set("evidence.production_speed.latency_ms", 0.0), "evidence.production_speed.latency_ms"),
         (lambda it: it["evidence"]["comparison"]["whole"]["cells"].reverse(), "evidence.comparison"),
-        (_set("f1", float("nan")), ""),
+        (_set("f1", float("nan")), "f1"),
+        (_set("checks.0.value", float("inf")), "checks.0.value"),
     ],
 )
 def test_numbers_that_none_can_have_are_refused(
