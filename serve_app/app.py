@@ -7,7 +7,6 @@ here, once: settings, paths and keys; the deployments get plain values.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from typing import Any
@@ -101,13 +100,10 @@ def application(settings: Settings) -> Application:
 
 def start_draining(app_name: str = APP_NAME) -> None:
     """From now on the running application refuses predictions with 503 draining; what is in work is finished."""
-
-    async def drain() -> None:
-        board: DeploymentHandle[Any] = serve.get_deployment_handle("board", app_name)
-        async with asyncio.timeout(5):
-            await board.drain.remote()
-
-    asyncio.run(drain())  # throughput-optimized handles work inside an event loop alone
+    board: DeploymentHandle[Any] = serve.get_deployment_handle("board", app_name)
+    # A throughput-optimized process expects an event loop of the caller's that goes on for ever.
+    board._init(_run_router_in_separate_loop=True)
+    board.drain.remote().result(timeout_s=5)
 
 
 def _scale(fewest: int, most: int, target_ongoing_requests: float) -> dict[str, Any]:
