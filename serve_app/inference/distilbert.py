@@ -184,6 +184,17 @@ class PackedDistilBert(nn.Module):
         self.classifier = nn.Linear(config.width, len(config.labels))
         self.dropout = Dropout(config.classifier_dropout)
 
+    @property
+    def token_embeddings(self) -> nn.Embedding:
+        """The table of embeddings that token ids are looked up in."""
+        table = self.distilbert["embeddings"].word_embeddings
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    def embedded(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """What the model looks up for one text, int64 [tokens]: only the tokens, [[tokens, width]]."""
+        return [self.token_embeddings.weight[ids]]
+
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Logits float [texts, classes], in the order in which the texts were given to ``pack``."""
         ids, positions = batch.input_ids[0], batch.position_ids[0]

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from serve_app.inference.explanation import Explainer
 from serve_app.inference.families import PackedModel
 from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
 from serve_app.inference.saved_model import ModelFolderError, ModelInfo, read_info, read_model, read_sample
 from serve_app.inference.saved_model import weights_digest as digest_of
-from serve_app.inference.tokenizing import TextTokenizer, Tokenized, read_tokenizer, tokenize
+from serve_app.inference.tokenizing import LocatedTokens, TextTokenizer, Tokenized, locate, read_tokenizer, tokenize
 
 # Largest difference of a sample text's probability from the fp32 one that a load accepts. bf16 keeps 8 bits of
 # mantissa; trained models here stayed within 0.02, and a broken model is off by far more.
@@ -125,6 +126,14 @@ class Engine:
         with torch.inference_mode():
             logits = self._model(batch).float()
             return torch.softmax(logits / self.info.temperature, dim=-1).cpu().numpy()
+
+    def locate(self, text: str) -> LocatedTokens:
+        """The tokens of ``text``, cut to ``max_length``, with their places in it."""
+        return locate(self._tokenizer, text, self.max_length)
+
+    def explainer(self) -> Explainer:
+        """For the words behind an answer, on this model's weights; it costs nothing to make, and holds up nobody."""
+        return Explainer(self._model, self.info.temperature)
 
     def predict_tokens(self, tokens: TokenizedTexts, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Probabilities, float32 [texts, classes], of tokenised texts.

@@ -7,7 +7,7 @@ all second ones, and so on. A text's logits never depend on the texts beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -78,6 +78,16 @@ class SmallNetwork(nn.Module):
         self.classifier_dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(features, len(config.labels))
 
+    @property
+    def token_embeddings(self) -> nn.Embedding:
+        """The table of embeddings that token ids are looked up in."""
+        return self.embeddings
+
+    def embedded(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """What the network looks up for one text, int64 [tokens]: of the tokens, [tokens, width], then, where it has
+        them, of the n-grams for n = 2, 3, ..., [tokens - n + 1, width]."""
+        return [self.embeddings.weight[ids]]
+
     def features(self, batch: PackedBatch) -> torch.Tensor:
         """Float [texts, features], in the order of the packed row."""
         raise NotImplementedError
@@ -102,19 +112,27 @@ class AveragingNetwork(SmallNetwork):
             self.ngram_embeddings = nn.Embedding(config.buckets, config.width)
             nn.init.zeros_(self.ngram_embeddings.weight)
 
+    def embedded(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        ngrams = self._ngrams(ids, torch.arange(len(ids), device=ids.device))
+        return [self.embeddings.weight[ids], *(self.ngram_embeddings.weight[rows] for _, rows in ngrams)]
+
     def features(self, batch: PackedBatch) -> torch.Tensor:
         ids, positions = batch.input_ids[0], batch.position_ids[0]
         lengths = torch.diff(batch.cu_seqlens).long()
         total, count = self._sums(self.embeddings, ids, lengths), lengths
+        for n, rows in self._ngrams(ids, positions):
+            of_text = (lengths - (n - 1)).clamp(min=0)
+            total = total + self._sums(self.ngram_embeddings, rows, of_text)
+            count = count + of_text
+        return total / count[:, None].to(total.dtype)
+
+    def _ngrams(self, ids: torch.Tensor, positions: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """n from 2 up, and the rows of ``ngram_embeddings`` of all n-grams, text by text."""
         hashed = ids
         for n in range(2, self.config.ngrams + 1):
             # An n-gram stands at its last token; one that would begin before its text is left out.
             hashed = functional.pad(hashed, (1, 0))[:-1] * 1_000_003 + ids * (2 * n + 1)
-            ngrams = hashed[positions >= n - 1] % self.config.buckets
-            of_text = (lengths - (n - 1)).clamp(min=0)
-            total = total + self._sums(self.ngram_embeddings, ngrams, of_text)
-            count = count + of_text
-        return total / count[:, None].to(total.dtype)
+            yield n, hashed[positions >= n - 1] % self.config.buckets
 
     def _sums(self, table: nn.Embedding, rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """The sum of ``table``'s ``rows`` of each text, [texts, width]; ``lengths``: rows of each text."""

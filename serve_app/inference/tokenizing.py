@@ -30,6 +30,22 @@ class Tokenized:
 
 
 @dataclass(frozen=True)
+class LocatedTokens:
+    """The tokens of one text and where they stand in it.
+
+    ``ids``: int32 [tokens], with [CLS] and [SEP]. ``spans``: int64 [tokens, 2], characters of the text (Unicode code
+    points), begin and end. ``special``: bool [tokens], true for [CLS] and [SEP]. ``words``: first token and the one
+    after the last of each word, in order. ``truncated``: the text had more tokens than the limit.
+    """
+
+    ids: np.ndarray
+    spans: np.ndarray
+    special: np.ndarray
+    words: tuple[tuple[int, int], ...]
+    truncated: bool
+
+
+@dataclass(frozen=True)
 class TextTokenizer:
     """``backend`` does the work; ``files``: what a saved model keeps of it, name to content, as transformers has it."""
 
@@ -70,6 +86,29 @@ def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], max_length: int, tr
                 ids = ids[: max_length - 1] + ids[-1:]
         rows.append(ids)
     return Tokenized(TokenizedTexts.from_lists(rows), truncated)
+
+
+def locate(tokenizer: TextTokenizer, text: str, max_length: int) -> LocatedTokens:
+    """The tokens of ``text``, cut to ``max_length`` as ``tokenize`` cuts them, with their places in it."""
+    encoding = tokenizer.backend.encode(text, add_special_tokens=True)
+    kept = np.arange(len(encoding.ids))
+    if len(kept) > max_length:
+        kept = np.append(kept[: max_length - 1], kept[-1])
+    special = np.asarray(encoding.special_tokens_mask, dtype=bool)[kept]
+    word_of = [encoding.word_ids[place] for place in kept]
+    words: list[tuple[int, int]] = []
+    for place in np.flatnonzero(~special).tolist():
+        if words and words[-1][1] == place and word_of[place] is not None and word_of[place] == word_of[place - 1]:
+            words[-1] = (words[-1][0], place + 1)
+        else:
+            words.append((place, place + 1))
+    return LocatedTokens(
+        ids=np.asarray(encoding.ids, dtype=np.int32)[kept],
+        spans=np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)[kept],
+        special=special,
+        words=tuple(words),
+        truncated=len(encoding.ids) > max_length,
+    )
 
 
 def learn_wordpiece(texts: Sequence[str], vocabulary_size: int, max_length: int) -> TextTokenizer:
