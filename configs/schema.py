@@ -70,6 +70,23 @@ class ServingConfig(Section):
     max_text_chars: int = Field(20_000, ge=1, le=10_000_000, description="Longest text, characters; beyond: 422.")
     max_body_bytes: int = Field(2_000_000, ge=100, le=1_000_000_000, description="Largest request body, bytes.")
     deadline_ms: int = Field(10_000, ge=1, le=3_600_000, description="Longest time from first byte to answer, ms.")
+    explain_enabled: bool = Field(True, description="Whether there is a route /explain.")
+    explain_max_tokens: int = Field(
+        256,
+        ge=3,
+        le=1_000_000,
+        description="Longest text that is explained, tokens as the model reads it; beyond: 422.",
+    )
+    explain_steps: int = Field(
+        32, ge=1, le=1000, description="Gradients that an explanation takes, count; more make its sum more exact."
+    )
+    explain_deadline_ms: int = Field(
+        20_000, ge=1, le=3_600_000, description="Longest time from first byte to answer of /explain, ms."
+    )
+    explain_max_concurrent: int = Field(
+        4, ge=1, le=10_000,
+        description="Explanations that one replica admits at once, count; one is computed, others wait; beyond: 429.",
+    )  # fmt: skip
     alias: str = Field("production", min_length=1, max_length=100, description="Registry alias that is served.")
     poll_interval_s: float = Field(2.0, gt=0.0, le=3600.0, description="Time between looks at the alias, seconds.")
     cache_dir: str | None = Field(None, description="Absolute folder for downloaded models; default: <home>/models.")

@@ -21,6 +21,27 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """What every word of a text did for ``explained_label``, by ``version``.
+
+    ``probabilities``: [classes] in the order of ``labels``. ``words``: begin and end in the text, characters, and
+    attribution, nats. The log odds of the label, nats, are those of the text and of the baseline without words.
+    """
+
+    version: str
+    labels: tuple[str, ...]
+    probabilities: list[float]
+    truncated: bool
+    explained_label: str
+    words: list[tuple[int, int, float]]
+    baseline: str
+    log_odds: float
+    baseline_log_odds: float
+    completeness_gap: float
+    phases: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Why there is no answer; ``retry_after_s`` goes with OVERLOADED."""
 

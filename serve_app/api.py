@@ -1,48 +1,48 @@
 """The HTTP interface: routes, keys, limits, validation, and answers in their final form.
 
 Checks come in the order of the contract: route and method (404, 405), key (401), media type (415), size (413), JSON
-(400), content (422), and then what only the classifier knows (422 for tokens, 503, 429). Bodies are read by hand:
-FastAPI would read a body whole before anything of ours could refuse it. ``create_api`` needs a ``Backend`` and no Ray;
-``gateway.py`` has the deployment around it.
+(400), content (422), and then what only the classifier knows (422 for tokens, 503, 429). ``create_api`` needs a
+``Backend`` and no Ray; ``replica.py`` and ``gateway.py`` have the deployments around it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import importlib.metadata
 import importlib.resources
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from configs.schema import ServingConfig, Settings
+from configs.schema import Settings
 from serve_app import errors
-from serve_app.answers import Answer
+from serve_app.answers import Answer, Explanation
 from serve_app.board import View
 from serve_app.edge import Edge, Exchange, exchange_of
 from serve_app.errors import ErrorCode, ServiceError
+from serve_app.info import application_version, current_version, describe
 from serve_app.metrics import CONTENT_TYPE, GatewayMetrics
+from serve_app.openapi import complete_openapi, error_replies, request_body
+from serve_app.reading import read_body
 from serve_app.schemas import (
     BatchPrediction,
     BatchPredictRequest,
-    ErrorReply,
+    ExplainedPrediction,
+    ExplainRequest,
     Health,
     Prediction,
     PredictRequest,
     Readiness,
     parse_batch_predict,
+    parse_explain,
     parse_predict,
 )
 
 OPEN_ROUTES = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
-KEYED_ROUTES = frozenset({"/predict", "/batch_predict", "/info", "/metrics"})
+KEYED_ROUTES = frozenset({"/predict", "/batch_predict", "/explain", "/info", "/metrics"})
 
 
 class Backend(Protocol):
@@ -54,6 +54,11 @@ class Backend(Protocol):
 
     async def classify(self, texts: Sequence[str], truncate: bool, remaining_s: Callable[[], float]) -> Answer:
         """The answer for all texts. Raises ServiceError."""
+
+    async def explain(
+        self, text: str, truncate: bool, label: str | None, remaining_s: Callable[[], float]
+    ) -> Explanation:
+        """Which words moved the answer for the text, or speak for ``label``. Raises ServiceError."""
 
     async def metrics_text(self) -> str:
         """The Prometheus text of the whole application. Raises whatever keeps it from the board."""
@@ -111,6 +116,7 @@ def create_api(
     api.add_middleware(
         Edge,
         deadline_s=serving.deadline_ms / 1000,
+        own_deadlines_s={"/explain": serving.explain_deadline_ms / 1000},
         metrics=metrics,
         current_version=lambda: current_version(backend.view),
         routes=OPEN_ROUTES | KEYED_ROUTES,
@@ -120,7 +126,9 @@ def create_api(
     api.add_exception_handler(HTTPException, _raise_as_service_error)
     _add_open_routes(api, backend)
     _add_keyed_routes(api, settings, backend, keys)
-    _complete_openapi(api, bool(key_digests))
+    if serving.explain_enabled:
+        _add_explain_route(api, settings, backend, keys)
+    complete_openapi(api, KEYED_ROUTES if key_digests else frozenset())
     return api
 
 
@@ -131,7 +139,7 @@ def _add_open_routes(api: FastAPI, backend: Backend) -> None:
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @api.get("/ready", response_model=Readiness, summary="Readiness", tags=["service"], responses=_errors(503))
+    @api.get("/ready", response_model=Readiness, summary="Readiness", tags=["service"], responses=error_replies(503))
     async def ready() -> Response:
         view = backend.view
         if view["draining"]:
@@ -156,13 +164,13 @@ def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: 
         response_model=Prediction,
         summary="Classify one text",
         tags=["predictions"],
-        responses=_errors(400, 401, 413, 415, 422, 429, 500, 503, 504),
-        openapi_extra=_body_of(PredictRequest),
+        responses=error_replies(400, 401, 413, 415, 422, 429, 500, 503, 504),
+        openapi_extra=request_body(PredictRequest),
     )
     async def predict(request: Request) -> Response:
         exchange = exchange_of(request.scope)
         keys.check(request)
-        body = await _read_body(request, limits, exchange)
+        body = await read_body(request, limits, exchange)
         with exchange.phase("validate"):
             asked = parse_predict(body, limits)
         answer = await _classify(backend, exchange, [asked.text], asked.truncate)
@@ -173,19 +181,19 @@ def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: 
         response_model=BatchPrediction,
         summary="Classify several texts, all by one version",
         tags=["predictions"],
-        responses=_errors(400, 401, 413, 415, 422, 429, 500, 503, 504),
-        openapi_extra=_body_of(BatchPredictRequest),
+        responses=error_replies(400, 401, 413, 415, 422, 429, 500, 503, 504),
+        openapi_extra=request_body(BatchPredictRequest),
     )
     async def batch_predict(request: Request) -> Response:
         exchange = exchange_of(request.scope)
         keys.check(request)
-        body = await _read_body(request, limits, exchange)
+        body = await read_body(request, limits, exchange)
         with exchange.phase("validate"):
             asked = parse_batch_predict(body, limits)
         answer = await _classify(backend, exchange, asked.texts, asked.truncate)
         return JSONResponse({"predictions": _predictions(answer), "model_version": answer.version})
 
-    @api.get("/info", summary="Model, limits and all replicas", tags=["service"], responses=_errors(401))
+    @api.get("/info", summary="Model, limits and all replicas", tags=["service"], responses=error_replies(401))
     async def info(request: Request) -> Response:
         keys.check(request)
         return JSONResponse(describe(settings, backend.view))
@@ -195,7 +203,7 @@ def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: 
         summary="Prometheus text of the whole application",
         tags=["service"],
         response_class=Response,
-        responses={200: {"content": {"text/plain": {}}}, **_errors(401, 503)},
+        responses={200: {"content": {"text/plain": {}}}, **error_replies(401, 503)},
     )
     async def metrics(request: Request) -> Response:
         keys.check(request)
@@ -206,76 +214,30 @@ def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: 
         return Response(text, media_type=CONTENT_TYPE)
 
 
-def describe(settings: Settings, view: View) -> dict[str, Any]:
-    """The body of /info."""
-    serving = settings.serving
-    able = [replica for replica in view["replicas"] if replica["ready"]]
-    newest: dict[str, Any] = max(able, key=lambda replica: replica["since"], default={})
-    return {
-        "model_name": settings.tracking.model_name,
-        "alias": serving.alias,
-        "model_version": newest.get("version"),
-        "run_id": newest.get("run_id"),
-        "f1": newest.get("f1"),
-        "labels": newest.get("labels"),
-        "precision": newest.get("precision"),
-        "precision_reason": newest.get("precision_reason"),
-        "device": newest.get("device"),
-        "application_version": application_version(),
-        "draining": view["draining"],
-        "limits": {
-            "max_length": newest.get("max_length"),
-            "max_text_chars": serving.max_text_chars,
-            "max_client_batch_size": serving.max_client_batch_size,
-            "max_body_bytes": serving.max_body_bytes,
-            "max_concurrent_texts": serving.max_concurrent_texts,
-            "max_queue_ms": serving.max_queue_ms,
-            "max_batch_tokens": serving.batch_tokens,
-            "max_batch_texts": serving.max_batch_texts,
-            "deadline_ms": serving.deadline_ms,
-        },
-        "replicas": view["replicas"],
-    }
+def _add_explain_route(api: FastAPI, settings: Settings, backend: Backend, keys: KeyRing) -> None:
+    limits = settings.serving
 
-
-def current_version(view: View) -> str | None:
-    """The version that was put to work last, of those that are being served."""
-    able = [replica for replica in view["replicas"] if replica["ready"]]
-    return max(able, key=lambda replica: replica["since"])["version"] if able else None
-
-
-def application_version() -> str:
-    """Version of the installed package."""
-    try:
-        return importlib.metadata.version("trialgate")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "0+unknown"
-
-
-async def _read_body(request: Request, limits: ServingConfig, exchange: Exchange) -> bytes:
-    """The body, refused before it is read whole if it is not JSON by its type or too large."""
-    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
-    charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2].partition(";")[0]
-    if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
-        message = "The body must be sent as 'Content-Type: application/json' in UTF-8."
-        raise ServiceError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, message)
-    too_large = ServiceError(
-        ErrorCode.PAYLOAD_TOO_LARGE, f"The body is larger than {limits.max_body_bytes} bytes, the most that is taken."
+    @api.post(
+        "/explain",
+        response_model=ExplainedPrediction,
+        summary="Which words moved the answer for one text",
+        tags=["predictions"],
+        responses=error_replies(400, 401, 413, 415, 422, 429, 500, 503, 504),
+        openapi_extra=request_body(ExplainRequest),
     )
-    announced = request.headers.get("content-length", "")
-    if announced.isascii() and announced.isdigit() and int(announced[:20]) > limits.max_body_bytes:
-        raise too_large
-    body = bytearray()
-    with exchange.phase("body"):
-        try:
-            async for chunk in request.stream():
-                body += chunk
-                exchange.body_bytes = len(body)
-                if len(body) > limits.max_body_bytes:
-                    raise too_large
-        except ClientDisconnect:
-            raise asyncio.CancelledError from None  # nobody is there to read an answer
-    return bytes(body)
+    async def explain(request: Request) -> Response:
+        exchange = exchange_of(request.scope)
+        keys.check(request)
+        body = await read_body(request, limits, exchange)
+        with exchange.phase("validate"):
+            asked = parse_explain(body, limits)
+        exchange.texts = 1
+        if backend.view["draining"]:
+            raise errors.draining()
+        found = await backend.explain(asked.text, asked.truncate, asked.label, lambda: exchange.remaining_s)
+        exchange.model_version = found.version
+        exchange.phases.update(found.phases)
+        return JSONResponse(_explained(asked.text, found))
 
 
 async def _classify(backend: Backend, exchange: Exchange, texts: Sequence[str], truncate: bool) -> Answer:
@@ -290,19 +252,36 @@ async def _classify(backend: Backend, exchange: Exchange, texts: Sequence[str], 
 
 
 def _predictions(answer: Answer) -> list[dict[str, Any]]:
-    predictions = []
-    for row, truncated in zip(answer.probabilities, answer.truncated, strict=True):
-        best = max(range(len(row)), key=row.__getitem__)
-        predictions.append(
-            {
-                "label": answer.labels[best],
-                "score": row[best],
-                "probabilities": dict(zip(answer.labels, row, strict=True)),
-                "truncated": truncated,
-                "model_version": answer.version,
-            }
-        )
-    return predictions
+    return [
+        _prediction(answer.labels, row, truncated, answer.version)
+        for row, truncated in zip(answer.probabilities, answer.truncated, strict=True)
+    ]
+
+
+def _prediction(labels: Sequence[str], row: Sequence[float], truncated: bool, version: str) -> dict[str, Any]:
+    best = max(range(len(row)), key=row.__getitem__)
+    return {
+        "label": labels[best],
+        "score": row[best],
+        "probabilities": dict(zip(labels, row, strict=True)),
+        "truncated": truncated,
+        "model_version": version,
+    }
+
+
+def _explained(text: str, found: Explanation) -> dict[str, Any]:
+    return {
+        **_prediction(found.labels, found.probabilities, found.truncated, found.version),
+        "explained_label": found.explained_label,
+        "tokens": [
+            {"text": text[start:end], "start": start, "end": end, "attribution": attribution}
+            for start, end, attribution in found.words
+        ],
+        "baseline": found.baseline,
+        "log_odds": found.log_odds,
+        "baseline_log_odds": found.baseline_log_odds,
+        "completeness_gap": found.completeness_gap,
+    }
 
 
 def _given_keys(request: Request) -> list[bytes]:
@@ -324,39 +303,3 @@ async def _raise_as_service_error(request: Request, error: Exception) -> Respons
         message = f"{request.method[:20]} is not possible here, only {allowed}."
         raise ServiceError(ErrorCode.METHOD_NOT_ALLOWED, message, {"Allow": allowed}) from None
     raise error
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {
-            "model": ErrorReply,
-            "description": " or ".join(code.value for code in ErrorCode if code.status == status),
-        }
-        for status in statuses
-    }
-
-
-def _body_of(model: type[PredictRequest] | type[BatchPredictRequest]) -> dict[str, Any]:
-    content = {"application/json": {"schema": model.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _complete_openapi(api: FastAPI, keyed: bool) -> None:
-    """Adds to the generated document what FastAPI cannot see: keys and the headers of every response."""
-    document = api.openapi()
-    text = {"schema": {"type": "string"}}
-    headers = {"x-request-id": text, "x-model-version": text, "Server-Timing": text}
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            for reply in operation["responses"].values():
-                reply["headers"] = dict(headers)
-            if "429" in operation["responses"]:
-                operation["responses"]["429"]["headers"]["Retry-After"] = {"schema": {"type": "integer"}}
-            if keyed and path in KEYED_ROUTES:
-                operation["security"] = [{"bearer": []}, {"apiKey": []}]
-    if keyed:
-        document.setdefault("components", {})["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer"},
-            "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-        }
-    api.openapi_schema = json.loads(json.dumps(document))

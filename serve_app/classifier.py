@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs.schema import Settings
-from serve_app.answers import Answer, Refusal
+from serve_app.answers import Answer, Explanation, Refusal
 from serve_app.batcher import Admission, Batcher, BatcherClosed, DeadlineExceeded
 from serve_app.errors import ErrorCode
+from serve_app.explaining import Explaining
 from serve_app.follower import Alias, Follower, Loaded
 from serve_app.lanes import Lanes
 from serve_app.metrics import ClassifierMetrics
@@ -72,6 +73,7 @@ class Classifier:
         self._admission = Admission(serving.max_concurrent_texts)
         self._lanes = Lanes(max(1, int(serving.cpus_per_replica)), shared=serving.gpus_per_replica > 0)
         self._tokenize_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self._explaining = Explaining(serving, self.metrics)
         self._served: _Served | None = None
         self._closing = False
         self._follower = Follower(
@@ -98,6 +100,7 @@ class Classifier:
         if self._served is not None:
             await self._served.batcher.close()
         self._lanes.close()
+        self._explaining.close()
         self._tokenize_threads.shutdown(wait=False, cancel_futures=True)
 
     async def classify(self, texts: Sequence[str], truncate: bool, remaining_s: float = math.inf) -> Answer | Refusal:
@@ -109,6 +112,14 @@ class Classifier:
         else:
             self.metrics.texts.labels(answer.version).inc(len(texts))
         return answer
+
+    async def explain(
+        self, text: str, truncate: bool, label: str | None, remaining_s: float = math.inf
+    ) -> Explanation | Refusal:
+        """Which words moved the answer for ``text``, or what speaks for ``label``; never in the way of ``classify``."""
+        if self._closing or self._served is None:
+            return Refusal(ErrorCode.DRAINING if self._closing else ErrorCode.NOT_READY)
+        return await self._explaining.explain(self._served.loaded, text, truncate, label, remaining_s)
 
     async def _classify(self, texts: Sequence[str], truncate: bool, deadline: float) -> Answer | Refusal:
         served = self._served

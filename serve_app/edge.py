@@ -15,7 +15,7 @@ import re
 import shelve
 import time
 import uuid
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,9 +74,10 @@ def exchange_of(scope: MutableMapping[str, Any]) -> Exchange:
 class Edge:
     """ASGI middleware around the gateway's routes.
 
-    ``current_version()`` names the version that is served now, or none. ``adds_request_id``: whether we send the
-    header; behind Ray Serve we do not, because Serve adds it to whatever we answer. ``routes``: paths that appear in
-    the metrics and the access log under their own name.
+    ``own_deadlines_s``: of the paths that have another than ``deadline_s``. ``current_version()`` names the version
+    that is served now, or none. ``adds_request_id``: whether we send the header; behind Ray Serve we do not, because
+    Serve adds it to whatever we answer. ``routes``: paths that appear in the metrics and the access log under their own
+    name.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Edge:
         app: ASGIApp,
         *,
         deadline_s: float,
+        own_deadlines_s: Mapping[str, float],
         metrics: GatewayMetrics,
         current_version: Callable[[], str | None],
         routes: frozenset[str],
@@ -91,6 +93,7 @@ class Edge:
         access_log: bool,
     ) -> None:
         self._app, self._deadline_s, self._metrics = app, deadline_s, metrics
+        self._own_deadlines_s = dict(own_deadlines_s)
         self._current_version, self._routes, self._adds_request_id = current_version, routes, adds_request_id
         self._access_log = access_log
 
@@ -102,7 +105,8 @@ class Edge:
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == REQUEST_ID), None)
         valid = given is not None and _VALID_ID.match(given) is not None
         request_id = given if given is not None and valid else uuid.uuid4().hex
-        exchange = Exchange(request_id, time.perf_counter(), self._deadline_s)
+        path = _path(scope)
+        exchange = Exchange(request_id, time.perf_counter(), self._own_deadlines_s.get(path, self._deadline_s))
         scope[_SCOPE_KEY] = exchange
         status = _CLIENT_GONE
 
@@ -120,7 +124,7 @@ class Edge:
                 await send_error(send_complete, exchange, error)
         finally:
             self._metrics.in_progress.dec()
-            path, seconds = _path(scope), time.perf_counter() - exchange.started
+            seconds = time.perf_counter() - exchange.started
             route = path if path in self._routes else "other"
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.answered(route, method, status, exchange.error, seconds)
@@ -129,7 +133,7 @@ class Edge:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> ServiceError | None:
         """Lets the application answer; returns the error to send if it could not."""
-        timer = asyncio.timeout(self._deadline_s)
+        timer = asyncio.timeout(exchange.deadline_s)
         try:
             async with timer:
                 await self._app(scope, receive, send)
@@ -137,7 +141,7 @@ class Edge:
             return error
         except Exception as error:
             if timer.expired() and isinstance(error, TimeoutError):
-                return deadline_exceeded(self._deadline_s)
+                return deadline_exceeded(exchange.deadline_s)
             logger.exception("request %s failed", exchange.request_id)
             return ServiceError(ErrorCode.INTERNAL, "Something went wrong here; the request id finds it in the log.")
         return None

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI
 
 from configs.schema import Settings
 from serve_app import errors
 from serve_app.access_log import log_to_replica_file
-from serve_app.answers import Answer, Refusal
+from serve_app.answers import Answer, Explanation
 from serve_app.api import create_api
 from serve_app.board import Reporter, View
 from serve_app.errors import ErrorCode
@@ -20,8 +20,9 @@ from serve_app.metrics import GatewayMetrics, snapshot
 from serve_app.mode import log_mode
 
 if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
+    from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+Reply = TypeVar("Reply", Answer, Explanation)
 _TRIES = 4  # of a request whose replica had no model or died: another one may answer
 
 
@@ -37,21 +38,34 @@ class ServeBackend:
         return self._reporter.view
 
     async def classify(self, texts: Sequence[str], truncate: bool, remaining_s: Callable[[], float]) -> Answer:
-        """See Backend. Asks another replica when one has no model or dies: predictions change nothing."""
+        """See Backend."""
+        texts = list(texts)
+        return await self._ask(Answer, lambda: self._classifier.classify.remote(texts, truncate, remaining_s()))
+
+    async def explain(
+        self, text: str, truncate: bool, label: str | None, remaining_s: Callable[[], float]
+    ) -> Explanation:
+        """See Backend."""
+        return await self._ask(
+            Explanation, lambda: self._classifier.explain.remote(text, truncate, label, remaining_s())
+        )
+
+    async def _ask(self, kind: type[Reply], send: Callable[[], Any]) -> Reply:
+        """Sends a request, to another replica when one has no model or dies: neither kind changes anything."""
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
         problem = errors.not_ready()
         for _ in range(_TRIES):
             try:
-                answer = await self._ask(list(texts), truncate, remaining_s())
+                answer = await _answer_of(send())
             except BackPressureError:
                 raise errors.overloaded(1) from None
             except DeploymentUnavailableError:
                 raise errors.not_ready() from None
             except RayActorError:
                 continue
-            if isinstance(answer, Answer):
+            if isinstance(answer, kind):
                 return answer
             if answer.code not in (ErrorCode.NOT_READY, ErrorCode.DRAINING):
                 raise answer.as_error()
@@ -64,13 +78,13 @@ class ServeBackend:
         """See Backend."""
         return await self._reporter.metrics_text()
 
-    async def _ask(self, texts: list[str], truncate: bool, remaining_s: float) -> Answer | Refusal:
-        response = self._classifier.classify.remote(texts, truncate, remaining_s)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()  # past the deadline, or the client is gone: the texts need not be computed
-            raise
+
+async def _answer_of(response: DeploymentResponse[Any]) -> Any:
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()  # past the deadline, or the client is gone: the texts need not be computed
+        raise
 
 
 class GatewayReplica:

@@ -19,6 +19,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # One metric family: name, type, help, samples of (series name, labels, value). JSON-like, so it crosses processes.
 Family = dict[str, Any]
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LONG_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768)
 
@@ -71,6 +72,15 @@ class ClassifierMetrics:
         self.load_errors = Counter("trialgate_model_load_errors", "Versions that could not be loaded, tries.",
                                    registry=registry)  # fmt: skip
         self.poll_errors = Counter("trialgate_registry_errors", "Looks at the alias that failed.", registry=registry)
+
+        self.explanations = Counter("trialgate_explanations", "Explained texts by model version.", ["version"],
+                                    registry=registry)  # fmt: skip
+        self.explanations_refused = Counter("trialgate_explanations_refused", "Explanations refused, by error code.",
+                                            ["code"], registry=registry)  # fmt: skip
+        self.explain = Histogram("trialgate_explain_seconds", "Computing one explanation, seconds.",
+                                 buckets=_LONG_SECONDS, registry=registry)  # fmt: skip
+        self.explanations_in_progress = Gauge("trialgate_explanations_in_progress", "Explanations admitted and not "
+                                              "answered.", registry=registry)  # fmt: skip
 
     def observe_batch(self, record: BatchRecord) -> None:
         """Counts one forward pass."""

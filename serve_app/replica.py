@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.schema import Settings
 from serve_app.access_log import log_to_replica_file
-from serve_app.answers import Answer, Refusal
+from serve_app.answers import Answer, Explanation, Refusal
 from serve_app.api import create_api
 from serve_app.board import Reporter, View
 from serve_app.classifier import Classifier
@@ -47,6 +47,10 @@ class ClassifierReplica:
     async def classify(self, texts: list[str], truncate: bool, remaining_s: float) -> Answer | Refusal:
         """See ``Classifier.classify``."""
         return await self._classifier.classify(texts, truncate, remaining_s)
+
+    async def explain(self, text: str, truncate: bool, label: str | None, remaining_s: float) -> Explanation | Refusal:
+        """See ``Classifier.explain``."""
+        return await self._classifier.explain(text, truncate, label, remaining_s)
 
     def check_health(self) -> None:
         """Called by Serve."""
@@ -101,6 +105,15 @@ class LocalBackend:
     async def classify(self, texts: Sequence[str], truncate: bool, remaining_s: Callable[[], float]) -> Answer:
         """See Backend."""
         answer = await self._classifier.classify(texts, truncate, remaining_s())
+        if isinstance(answer, Refusal):
+            raise answer.as_error()
+        return answer
+
+    async def explain(
+        self, text: str, truncate: bool, label: str | None, remaining_s: Callable[[], float]
+    ) -> Explanation:
+        """See Backend."""
+        answer = await self._classifier.explain(text, truncate, label, remaining_s())
         if isinstance(answer, Refusal):
             raise answer.as_error()
         return answer

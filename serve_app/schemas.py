@@ -34,6 +34,14 @@ class BatchPredictRequest(_Request):
     truncate: bool = _TRUNCATE
 
 
+class ExplainRequest(_Request):
+    """Body of POST /explain."""
+
+    text: str = Field(description="The text to explain; not empty, at most max_text_chars characters.")
+    truncate: bool = _TRUNCATE
+    label: str | None = Field(None, description="The class to speak of; by default the most probable one.")
+
+
 class Prediction(BaseModel):
     """The answer for one text."""
 
@@ -49,6 +57,28 @@ class BatchPrediction(BaseModel):
 
     predictions: list[Prediction]
     model_version: str
+
+
+class Token(BaseModel):
+    """A word of the text, and what it did."""
+
+    text: str = Field(description="The word as it stands in the text.")
+    start: int = Field(description="Its first character in the text, counted in Unicode code points from 0.")
+    end: int = Field(description="The one after its last character.")
+    attribution: float = Field(description="Nats by which it moved the log odds of explained_label; negative: against.")
+
+
+class ExplainedPrediction(Prediction):
+    """A prediction, and which words moved it: integrated gradients (Sundararajan, Taly and Yan, 2017)."""
+
+    explained_label: str = Field(description="The class that the attributions are about.")
+    tokens: list[Token] = Field(description="The words that the model read, in order; pieces of a word are added up.")
+    baseline: str = Field(description="What the text is compared with.")
+    log_odds: float = Field(description="ln(p / (1 - p)) of explained_label for the text, nats.")
+    baseline_log_odds: float = Field(description="The same for the baseline.")
+    completeness_gap: float = Field(
+        description="Sum of the attributions minus (log_odds - baseline_log_odds): their error, near 0."
+    )
 
 
 class Health(BaseModel):
@@ -86,6 +116,13 @@ RequestModel = TypeVar("RequestModel", bound=_Request)
 def parse_predict(body: bytes, limits: ServingConfig) -> PredictRequest:
     """The request of a /predict body. Raises ServiceError: bad_json, invalid_request, empty_text, text_too_long."""
     request = _validate(PredictRequest, body)
+    _check_text("text", request.text, limits)
+    return request
+
+
+def parse_explain(body: bytes, limits: ServingConfig) -> ExplainRequest:
+    """The request of an /explain body. Raises ServiceError as ``parse_predict``."""
+    request = _validate(ExplainRequest, body)
     _check_text("text", request.text, limits)
     return request
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from serve_app.inference.distilbert import DistilBertConfig, PackedDistilBert
+from serve_app.inference.distilbert import PackedDistilBert
 from serve_app.inference.families import PackedModel
 from serve_app.inference.networks import NETWORKS, AveragingConfig, SmallNetwork
 from serve_app.inference.packing import pack
@@ -108,12 +108,12 @@ class Explainer:
 
 def _twin(model: PackedModel) -> PackedModel:
     """A model on the same weights whose table of embeddings can be replaced while the other one predicts."""
-    config = model.config
-    changed = {field.name: 0.0 for field in fields(config) if field.name.endswith("dropout")}
+    config: Any = model.config
+    changed: dict[str, Any] = {field.name: 0.0 for field in fields(config) if field.name.endswith("dropout")}
     if isinstance(config, AveragingConfig):
-        config = replace(config, ngrams=1)  # its n-grams become items of the text like its tokens, see ``embedded``
+        changed["ngrams"] = 1  # its n-grams become items of the text like its tokens, see ``embedded``
     build: Callable[[Any], PackedModel]
-    build = PackedDistilBert if isinstance(config, DistilBertConfig) else NETWORKS[config.family][1]
+    build = PackedDistilBert if config.family == "distilbert" else NETWORKS[config.family][1]
     with torch.device("meta"):
         twin = build(replace(config, **changed))
     # Small networks compute gradients in fp32, as in training; of theirs only the tables are large.

@@ -12,7 +12,7 @@ import pytest
 
 from configs.schema import Settings
 from serve_app import errors
-from serve_app.answers import Answer
+from serve_app.answers import Answer, Explanation
 from serve_app.api import create_api, digest_keys
 from serve_app.errors import ErrorCode, ServiceError
 from serve_app.metrics import GatewayMetrics, render, snapshot
@@ -27,6 +27,8 @@ class EchoBackend:
     def __init__(self) -> None:
         self.view: dict[str, Any] = {"number": 1, "generation": 0, "draining": False, "replicas": [dict(READY)]}
         self.calls: list[tuple[list[str], bool]] = []
+        self.explained: list[tuple[str, bool, str | None]] = []
+        self.remaining_s = 0.0
         self.failure: Exception | None = None
         self.hang = False
 
@@ -38,6 +40,18 @@ class EchoBackend:
             raise self.failure
         rows = [[0.25, 0.75] if "y" in text else [0.9, 0.1] for text in texts]
         return Answer("8", ("no", "yes"), rows, [len(text) > 50 for text in texts], {"forward": 0.001})
+
+    async def explain(
+        self, text: str, truncate: bool, label: str | None, remaining_s: Callable[[], float]
+    ) -> Explanation:
+        self.explained.append((text, truncate, label))
+        self.remaining_s = remaining_s()
+        if self.hang:
+            await asyncio.Event().wait()
+        if self.failure is not None:
+            raise self.failure
+        return Explanation("8", ("no", "yes"), [0.25, 0.75], False, label or "yes", [(0, 2, -0.5), (3, 6, 1.7)],
+                           "nothing", 1.1, -0.1, 0.0, {"explain": 0.25})  # fmt: skip
 
     async def metrics_text(self) -> str:
         return "# nothing\n"
@@ -367,7 +381,15 @@ async def test_page_needs_nothing_from_elsewhere(service):
 
 async def test_openapi_is_true_to_the_code(service):
     document = (await service.client.get("/openapi.json")).json()
-    assert set(document["paths"]) == {"/predict", "/batch_predict", "/health", "/ready", "/info", "/metrics"}
+    assert set(document["paths"]) == {
+        "/predict",
+        "/batch_predict",
+        "/explain",
+        "/health",
+        "/ready",
+        "/info",
+        "/metrics",
+    }
     predict = document["paths"]["/predict"]["post"]
     schema = predict["requestBody"]["content"]["application/json"]["schema"]
     assert schema["required"] == ["text"]

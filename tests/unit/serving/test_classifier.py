@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from configs.schema import Settings
-from serve_app.answers import Answer, Refusal
+from serve_app.answers import Answer, Explanation, Refusal
 from serve_app.classifier import Classifier
 from serve_app.errors import ErrorCode
 from serve_app.model_source import ModelVersion
@@ -268,3 +268,22 @@ async def test_forward_pass_that_hangs_is_unhealthy(start, alias, monkeypatch):
         classifier.check_health()
     gate.go.set()
     await waiting
+
+
+async def test_explanations_go_beside_predictions(start, alias):
+    classifier = await start()
+    assert await classifier.explain("good", True, None) == Refusal(ErrorCode.NOT_READY)
+    alias.current = "1"
+    await until(lambda: classifier.status()["ready"])
+    gate = Gate(classifier)
+    held = asyncio.create_task(classifier.classify(["good"], True))
+    await asyncio.to_thread(gate.entered.wait, 20)
+    refusal = await classifier.explain("good", True, "no such label")
+    assert refusal.code is ErrorCode.INVALID_REQUEST
+    gate.go.set()
+    await held
+    answer = await classifier.explain("good", True, None)
+    assert isinstance(answer, Explanation)
+    assert answer.version == "1"
+    await classifier.close()
+    assert await classifier.explain("good", True, None) == Refusal(ErrorCode.DRAINING)

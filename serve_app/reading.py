@@ -1,0 +1,38 @@
+"""Reading a request's body by hand: FastAPI would read it whole before anything of ours could refuse it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from configs.schema import ServingConfig
+from serve_app.edge import Exchange
+from serve_app.errors import ErrorCode, ServiceError
+
+
+async def read_body(request: Request, limits: ServingConfig, exchange: Exchange) -> bytes:
+    """The body, refused before it is read whole if it is not JSON by its type or too large. Raises ServiceError."""
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2].partition(";")[0]
+    if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
+        message = "The body must be sent as 'Content-Type: application/json' in UTF-8."
+        raise ServiceError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, message)
+    too_large = ServiceError(
+        ErrorCode.PAYLOAD_TOO_LARGE, f"The body is larger than {limits.max_body_bytes} bytes, the most that is taken."
+    )
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) > limits.max_body_bytes:
+        raise too_large
+    body = bytearray()
+    with exchange.phase("body"):
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                exchange.body_bytes = len(body)
+                if len(body) > limits.max_body_bytes:
+                    raise too_large
+        except ClientDisconnect:
+            raise asyncio.CancelledError from None  # nobody is there to read an answer
+    return bytes(body)
