@@ -190,13 +190,16 @@ def history(client: MlflowClient, model_name: str, *, of_this_model: bool = Fals
     ``of_this_model``: only those about the registered model that has the name now, not about a deleted one.
     """
     runs = _search(client, _about(model_name))
-    return [_entry(run) for run in (_of_this_model(client, model_name, runs) if of_this_model else runs)]
+    return [
+        _entry(run)
+        for run in (_of_this_model(registry.find_model(client, model_name), runs) if of_this_model else runs)
+    ]
 
 
 def last_holder(client: MlflowClient, model_name: str, alias: str) -> str | None:
     """The version that the newest finished decision about this registered model gave ``alias`` to; None if there is no
     such decision."""
-    newest = next(iter(_moves(client, model_name, alias)), None)
+    newest = next(iter(_moves(client, model_name, registry.find_model(client, model_name), alias)), None)
     return None if newest is None else newest.data.tags.get(_FIELDS["model_version"])
 
 
@@ -211,7 +214,7 @@ def rolled_back_since(
         return str(version.tags[names.ROLLED_BACK])
     if weights_digest is None:
         return None
-    for run in _moves(client, state.name, names.PRODUCTION):
+    for run in _moves(client, state.name, state.model, names.PRODUCTION):
         tags = run.data.tags
         if tags.get(_FIELDS["left_weights_digest"]) == weights_digest:
             return tags.get(names.DECIDED_AT, "nobody knows when")
@@ -242,16 +245,18 @@ def _about(model_name: str) -> str:
     return f"tags.`{names.MODEL_NAME}` = '{model_name}'"
 
 
-def _moves(client: MlflowClient, model_name: str, alias: str) -> list[Run]:
-    """The finished decisions that gave ``alias`` to a version of this registered model, newest first."""
+def _moves(client: MlflowClient, model_name: str, model: RegisteredModel | None, alias: str) -> list[Run]:
+    """The finished decisions that gave ``alias`` to a version of the registered model ``model``, newest first."""
+    if model is None:
+        return []
     done = [run for run in _search(client, _about(model_name))
             if run.data.tags.get(names.DECISION) in ("promoted", "forced", "rolled_back")
             and run.data.tags.get(_FIELDS["alias"], names.PRODUCTION) == alias]  # fmt: skip
-    return sorted(_of_this_model(client, model_name, done), key=_turn, reverse=True)  # those without one stay in order
+    return sorted(_of_this_model(model, done), key=_turn, reverse=True)  # those without one stay in order
 
 
-def _of_this_model(client: MlflowClient, model_name: str, runs: list[Run]) -> list[Run]:
-    made = _made(registry.find_model(client, model_name))
+def _of_this_model(model: RegisteredModel | None, runs: list[Run]) -> list[Run]:
+    made = _made(model)
     return [run for run in runs if made and run.data.tags.get(MODEL_MADE, made[MODEL_MADE]) == made[MODEL_MADE]]
 
 
