@@ -153,6 +153,7 @@ def _step_back() -> None:
     """Gives the calling thread one core, and that one only while nobody else has use for it."""
     import torch
 
+    torch.get_num_threads()  # else the process's number would be taken over later, see lanes.py
     torch.set_num_threads(1)
     with contextlib.suppress(AttributeError, OSError):  # on Linux alone a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
