@@ -32,6 +32,10 @@ from serve_app.inference.metrics import (
     scores_from_confusion,
 )
 
+# Raise it whenever a change in evaluation, scoring or the engine can change a score: stored ones are then computed
+# again, and decisions made before can only be replayed by the release that made them.
+SCORING_VERSION = "5"
+
 
 class ScoreKey(BaseModel):
     """Everything that a score depends on."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from configs.exit_codes import Unreachable
 from gate.consistency import contradictions, unlike
 from gate.decision import Decision, GateUsageError
+from gate.evaluation import SCORING_VERSION
 from gate.policy import Conclusion, judge_evidence
 from serve_app.mlflow_client import redact
 
@@ -88,6 +89,8 @@ def replay(decision: Decision) -> Replay:
         verdict = passed if conclusion.outcome == "pass" else conclusion.outcome
         differences = [*contradictions(decision, decision.evidence), *_verdict(decision, verdict, conclusion)]
     differences += _what_happened(decision)
+    if differences:
+        differences = [*_of_another_version(decision), *differences]
     computed = verdict is not None or bool(differences)
     return Replay(
         decision_id=decision.decision_id,
@@ -97,6 +100,14 @@ def replay(decision: Decision) -> Replay:
         differences=differences,
         taken=_taken(decision),
     )
+
+
+def _of_another_version(decision: Decision) -> Iterator[str]:
+    """Why an untouched document may differ: what a score is has changed since."""
+    score = decision.evidence.candidate if decision.evidence else None
+    if score is not None and score.key.scoring_version != SCORING_VERSION:
+        yield (f"scored by version {score.key.scoring_version} of the scoring code, and this is {SCORING_VERSION}, by "
+               "which some numbers are others: replay it with the release that decided")  # fmt: skip
 
 
 def _verdict(decision: Decision, verdict: str, conclusion: Conclusion) -> Iterator[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 
-from gate.evaluation import Score, ScoreKey, evaluate, is_alike
+from gate.evaluation import SCORING_VERSION, Score, ScoreKey, evaluate, is_alike
 from gate.safety import code_in
 from gate.slices import slices_of
 from serve_app.inference.digests import SLICE_PREFIX, split_digest
@@ -26,8 +26,6 @@ from serve_app.inference.metrics import F1Definition
 
 logger = logging.getLogger(__name__)
 
-# Raise it whenever a change here or in the engine can change a score: stored ones are then computed again.
-SCORING_VERSION = "5"
 # Fixed, whatever serving uses: another composition of batches may move a probability in its last bits.
 _MAX_BATCH_TOKENS, _MAX_BATCH_TEXTS = 16_384, 64
 _PROGRESS_SECONDS = 10.0

@@ -198,6 +198,18 @@ def test_what_was_changed_is_found(name: str, tmp_path: Path, capsys: pytest.Cap
     assert words in capsys.readouterr().out
 
 
+def test_a_document_of_other_scoring_code_says_so_if_it_differs() -> None:
+    document = json.loads(_decision(0.8).model_dump_json())
+    for side in ("candidate", "production"):
+        document["evidence"][side]["key"]["scoring_version"] = "4"
+    older = Decision.model_validate(document)
+    assert replay(older).agrees
+    document["f1"] = 0.1
+    found = replay(Decision.model_validate(document))
+    assert found.agrees is False
+    assert "version 4 of the scoring code, and this is 5" in found.differences[0]
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
