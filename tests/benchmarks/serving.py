@@ -247,13 +247,19 @@ def _memory_mb(server: psutil.Process) -> float:
 
 def _wait_for_answer(url: str, server: subprocess.Popen[bytes], log: str) -> None:
     body, until = json.dumps({"text": "warm"}).encode(), time.monotonic() + _START_S
+    problem: object = "it has ended"
     while time.monotonic() < until and server.poll() is None:
         request = urllib.request.Request(f"{url}/predict", body, {"content-type": "application/json"})
-        with contextlib.suppress(OSError, urllib.error.URLError):
+        try:
             urllib.request.urlopen(request, timeout=30).read()
             return
+        except urllib.error.HTTPError as error:
+            problem = f"{error} {error.read()[:500]!r}"
+        except OSError as error:
+            problem = error
         time.sleep(0.5)
-    raise SystemExit(f"{url} does not answer: {Path(log).read_text(encoding='utf-8', errors='replace')[-3000:]}")
+    said = Path(log).read_text(encoding="utf-8", errors="replace")[-3000:]
+    raise SystemExit(f"{url} does not answer: {problem}\n{said}")
 
 
 def _free_port() -> int:
