@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import importlib.resources
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from configs.schema import Settings
@@ -26,6 +25,7 @@ from serve_app.errors import ErrorCode, ServiceError
 from serve_app.info import application_version, current_version, describe
 from serve_app.metrics import CONTENT_TYPE, GatewayMetrics
 from serve_app.openapi import complete_openapi, error_replies, request_body
+from serve_app.pages import add_pages
 from serve_app.reading import read_body
 from serve_app.schemas import (
     BatchPrediction,
@@ -33,6 +33,7 @@ from serve_app.schemas import (
     ExplainedPrediction,
     ExplainRequest,
     Health,
+    Info,
     Prediction,
     PredictRequest,
     Readiness,
@@ -108,9 +109,8 @@ def create_api(
         title="Trialgate",
         version=application_version(),
         description='Text classification by the model that passed the gate. Every error is `{"error": {...}}`.',
-        docs_url="/docs",
+        docs_url=None,  # FastAPI's own takes Swagger UI from the internet
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
     api.add_middleware(
@@ -125,6 +125,7 @@ def create_api(
     )
     api.add_exception_handler(HTTPException, _raise_as_service_error)
     _add_open_routes(api, backend)
+    add_pages(api)
     _add_keyed_routes(api, settings, backend, keys)
     if serving.explain_enabled:
         _add_explain_route(api, settings, backend, keys)
@@ -133,8 +134,6 @@ def create_api(
 
 
 def _add_open_routes(api: FastAPI, backend: Backend) -> None:
-    page = importlib.resources.files("serve_app").joinpath("page.html").read_text(encoding="utf-8")
-
     @api.get("/health", response_model=Health, summary="Liveness", tags=["service"])
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
@@ -148,12 +147,6 @@ def _add_open_routes(api: FastAPI, backend: Backend) -> None:
         if not able:
             raise errors.not_ready()
         return JSONResponse({"status": "ready", "ready_replicas": len(able), "replicas": len(view["replicas"])})
-
-    @api.get("/", include_in_schema=False)
-    async def index() -> Response:
-        # Nothing from elsewhere: the page works without the internet, and cannot be made to talk to anyone else.
-        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-        return HTMLResponse(page, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
 
 
 def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: KeyRing) -> None:
@@ -193,7 +186,13 @@ def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: 
         answer = await _classify(backend, exchange, asked.texts, asked.truncate)
         return JSONResponse({"predictions": _predictions(answer), "model_version": answer.version})
 
-    @api.get("/info", summary="Model, limits and all replicas", tags=["service"], responses=error_replies(401))
+    @api.get(
+        "/info",
+        response_model=Info,
+        summary="Model, limits and all replicas",
+        tags=["service"],
+        responses=error_replies(401),
+    )
     async def info(request: Request) -> Response:
         keys.check(request)
         return JSONResponse(describe(settings, backend.view))

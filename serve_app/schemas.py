@@ -95,6 +95,48 @@ class Readiness(BaseModel):
     replicas: int
 
 
+class Limits(BaseModel):
+    """What a request may ask for, and how long it may take."""
+
+    max_length: int | None = Field(description="Tokens that the model reads of a text; null while there is no model.")
+    max_text_chars: int = Field(description="Longest text, characters.")
+    max_client_batch_size: int = Field(description="Most texts in one /batch_predict.")
+    max_body_bytes: int = Field(description="Largest request body.")
+    max_concurrent_texts: int = Field(description="Texts that one replica admits at once; beyond: 429.")
+    max_queue_ms: int = Field(description="Longest estimated wait with which a request is admitted; else 429.")
+    max_batch_tokens: int = Field(description="Most tokens in one forward pass.")
+    max_batch_texts: int = Field(description="Most texts in one forward pass.")
+    deadline_ms: int = Field(description="Longest time from first byte to answer.")
+
+
+class ExplanationLimits(BaseModel):
+    """The limits of /explain."""
+
+    max_tokens: int = Field(description="Longest text that is explained, tokens.")
+    steps: int = Field(description="Gradients that an explanation takes.")
+    deadline_ms: int = Field(description="Longest time from first byte to answer.")
+    max_concurrent: int = Field(description="Explanations that one replica admits at once; beyond: 429.")
+
+
+class Info(BaseModel):
+    """Reply of GET /info. What is about the model is null while there is none."""
+
+    model_name: str
+    alias: str = Field(description="The registry alias that is followed.")
+    model_version: str | None = Field(description="The version that was put to work last.")
+    run_id: str | None = Field(description="The MLflow run that trained it.")
+    f1: float | None = Field(description="Its F1 at the gate.")
+    labels: list[str] | None
+    precision: str | None
+    precision_reason: str | None
+    device: str | None
+    application_version: str
+    draining: bool
+    limits: Limits
+    explanations: ExplanationLimits | None = Field(description="Null when /explain is switched off.")
+    replicas: list[dict[str, Any]] = Field(description="Every classifier: its version, and what it could not load.")
+
+
 class ErrorBody(BaseModel):
     """What went wrong."""
 

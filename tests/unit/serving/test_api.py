@@ -16,6 +16,7 @@ from serve_app.answers import Answer, Explanation
 from serve_app.api import create_api, digest_keys
 from serve_app.errors import ErrorCode, ServiceError
 from serve_app.metrics import GatewayMetrics, render, snapshot
+from serve_app.schemas import Info
 
 READY = {"replica": "r1", "ready": True, "version": "7", "since": 5.0, "labels": ["no", "yes"], "max_length": 64}
 JSON = {"content-type": "application/json"}
@@ -305,6 +306,7 @@ async def test_info_shows_the_newest_version_and_all_replicas(service):
     older = {**READY, "replica": "r0", "version": "6", "since": 1.0, "load_errors": [{"version": "7", "error": "x"}]}
     service.backend.view["replicas"].append(older)
     info = (await service.client.get("/info")).json()
+    Info.model_validate(info, extra="forbid")
     assert info["model_version"] == "7"
     assert info["labels"] == ["no", "yes"]
     assert info["limits"]["max_text_chars"] == 100
@@ -316,6 +318,7 @@ async def test_info_shows_the_newest_version_and_all_replicas(service):
 async def test_info_without_a_model(service):
     service.backend.view["replicas"] = []
     info = (await service.client.get("/info")).json()
+    Info.model_validate(info, extra="forbid")
     assert info["model_version"] is None
     assert info["model_name"] == "trialgate-classifier"
 
@@ -371,8 +374,10 @@ def test_a_list_of_keys_without_a_key_is_refused():
         digest_keys(" , ")
 
 
-async def test_page_needs_nothing_from_elsewhere(service):
-    response = await service.client.get("/")
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_pages_need_nothing_from_elsewhere(service, path):
+    response = await service.client.get(path)
+    assert response.headers["content-security-policy"].startswith("default-src 'none'")
     assert response.headers["content-type"].startswith("text/html")
     assert "http://" not in response.text
     assert "https://" not in response.text
