@@ -115,6 +115,11 @@ class Batcher(Generic[Item, Result]):
         self._closed = False
 
     @property
+    def waiting_texts(self) -> int:
+        """How many items wait, without those that were cancelled."""
+        return sum(not entry.done.done() for entry in self._waiting)
+
+    @property
     def waiting_tokens(self) -> int:
         """Sum of the sizes of all waiting items; what was cancelled counts no more, though it still stands there."""
         return sum(entry.size for entry in self._waiting if not entry.done.done())

@@ -253,7 +253,8 @@ class Classifier:
         )
         # Requests that hold the old one finish on it; the last of them lets it go.
         self._served = _Served(loaded, batcher)
-        self.metrics.serve_version(loaded.version.version)
+        self.metrics.serve_version(loaded.version.version, engine.precision)
+        self.metrics.watch_queue(lambda: batcher.waiting_texts, lambda: batcher.waiting_tokens)
         logger.info("serving version %s in %s (%s)", loaded.version.version, engine.precision, engine.precision_reason)
         self._on_change()
 

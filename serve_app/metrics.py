@@ -7,7 +7,7 @@ which Ray fills with its own metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -18,10 +18,10 @@ from serve_app.batcher import BatchRecord
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # One metric family: name, type, help, samples of (series name, labels, value). JSON-like, so it crosses processes.
 Family = dict[str, Any]
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LONG_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768)
+_TOKENS = tuple(2**power for power in range(4, 16))
 
 
 class GatewayMetrics:
@@ -64,11 +64,14 @@ class ClassifierMetrics:
         self.forward = Histogram(
             "trialgate_forward_seconds", "One forward pass, seconds.", buckets=_SECONDS, registry=registry
         )
+        self.tokens = Counter("trialgate_tokens", "Tokens computed in forward passes.", registry=registry)
+        self.queue_texts = Gauge("trialgate_queue_texts", "Texts that wait for a forward pass.", registry=registry)
+        self.queue_tokens = Gauge("trialgate_queue_tokens", "Tokens that wait for a forward pass.", registry=registry)
         self.failed_batches = Counter("trialgate_failed_batches", "Forward passes that failed.", registry=registry)
         self.in_progress = Gauge("trialgate_texts_in_progress", "Texts admitted and not answered.", registry=registry)
-        self.version = Gauge("trialgate_model_version", "1 for the version that is served.", ["version"],
+        self.version = Gauge("trialgate_model_info", "1 for the version that is served.", ["version", "precision"],
                              registry=registry)  # fmt: skip
-        self.swaps = Counter("trialgate_model_loads", "Versions loaded and put to work.", registry=registry)
+        self.swaps = Counter("trialgate_model_swaps", "Versions put to work, the first one too.", registry=registry)
         self.load_errors = Counter("trialgate_model_load_errors", "Versions that could not be loaded, tries.",
                                    registry=registry)  # fmt: skip
         self.poll_errors = Counter("trialgate_registry_errors", "Looks at the alias that failed.", registry=registry)
@@ -86,17 +89,23 @@ class ClassifierMetrics:
         """Counts one forward pass."""
         self.batch_texts.observe(record.texts)
         self.batch_tokens.observe(record.tokens)
+        self.tokens.inc(record.tokens)
         self.forward.observe(record.forward_s)
         for seconds in record.queue_s:
             self.queue.observe(seconds)
         if record.failed:
             self.failed_batches.inc()
 
-    def serve_version(self, version: str) -> None:
+    def serve_version(self, version: str, precision: str) -> None:
         """A version was put to work."""
         self.version.clear()
-        self.version.labels(version).set(1)
+        self.version.labels(version, precision).set(1)
         self.swaps.inc()
+
+    def watch_queue(self, texts: Callable[[], int], tokens: Callable[[], int]) -> None:
+        """From now on the queue's length is what these say."""
+        self.queue_texts.set_function(texts)
+        self.queue_tokens.set_function(tokens)
 
 
 def snapshot(registry: CollectorRegistry) -> list[Family]:

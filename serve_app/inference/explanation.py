@@ -70,7 +70,7 @@ class Explainer:
         """What every word of ``tokens`` did for class ``label``, by ``steps`` gradients along the line.
 
         ``go_on`` is called before every batch of points; what it raises ends the work. With the weights in bf16 the
-        attributions correlate with those in fp32 by 0.9999 (MiniLM, 32 steps), so there is no copy of them in fp32.
+        attributions correlate with those in fp32 by 0.9999 (MiniLM, 8 sentences, 32 steps): no copy in fp32 is needed.
         """
         table = self._model.token_embeddings.weight
         special = torch.from_numpy(tokens.special).to(table.device)

@@ -287,3 +287,26 @@ async def test_explanations_go_beside_predictions(start, alias):
     assert answer.version == "1"
     await classifier.close()
     assert await classifier.explain("good", True, None) == Refusal(ErrorCode.DRAINING)
+
+
+async def test_metrics_know_the_version_the_queue_and_the_tokens(start, alias):
+    alias.current = "1"
+    classifier = await start()
+    value = classifier.metrics.registry.get_sample_value
+    precision = classifier.status()["precision"]
+    assert value("trialgate_model_info", {"version": "1", "precision": precision}) == 1
+    gate = Gate(classifier)
+    first = asyncio.create_task(classifier.classify(["good"], True))
+    await asyncio.to_thread(gate.entered.wait, 20)
+    waiting = asyncio.create_task(classifier.classify(["a good plot", "bad"], True))
+    await until(lambda: value("trialgate_queue_texts") == 2)
+    assert value("trialgate_queue_tokens") == 8  # with [CLS] and [SEP]
+    gate.go.set()
+    await asyncio.gather(first, waiting)
+    assert value("trialgate_queue_texts") == value("trialgate_queue_tokens") == 0
+    assert value("trialgate_tokens_total") == 11
+    alias.current = "2"
+    await until(lambda: classifier.status()["version"] == "2")
+    assert value("trialgate_model_info", {"version": "1", "precision": precision}) is None
+    assert value("trialgate_model_info", {"version": "2", "precision": precision}) == 1
+    assert value("trialgate_model_swaps_total") == 2
