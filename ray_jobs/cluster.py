@@ -10,11 +10,14 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from configs.exit_codes import CommandFailed, Unreachable
@@ -67,7 +70,7 @@ def connected(home: str | None) -> Iterator[Cluster]:
             guard = _guarded(temporary)
             # One more process of 110 MB per trial, which watches for nodes that a cloud takes back: not here.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            with fast_path():
+            with fast_path(), no_interrupt_lost():
                 context = ray.init(
                     address="local",
                     _temp_dir=temporary,
@@ -89,6 +92,39 @@ def connected(home: str | None) -> Iterator[Cluster]:
     finally:
         ray.shutdown()
         _released(guard)
+
+
+@contextlib.contextmanager
+def no_interrupt_lost() -> Iterator[None]:
+    """A Ctrl-C that did not get through is raised at the end of the block.
+
+    Starting Ray forks often, and Python calls hooks then (of logging, for instance) in which an exception is printed
+    and forgotten.
+    """
+    handler, interrupted = signal.getsignal(signal.SIGINT), False
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    report = sys.unraisablehook
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        handler(number, frame)
+
+    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            report(unraisable)
+
+    signal.signal(signal.SIGINT, remember)
+    sys.unraisablehook = report_others
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        sys.unraisablehook = report
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 def starts_locally() -> bool:
