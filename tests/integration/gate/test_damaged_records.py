@@ -76,7 +76,8 @@ def test_undoing_keeps_the_logged_model_of_a_version_that_stays(world: World, mo
     client = world.client
     decision = promotion.promote(client, run_id=world.trial(models["good"]))
     assert decision.decision_id is not None
-    client.create_model_version(NAME, client.get_model_version(NAME, "1").source)  # by hand, from the same model
+    (model,) = client.search_logged_models([world.experiment_id])
+    client.create_model_version(NAME, f"models:/{model.model_id}", model_id=model.model_id)  # by hand, from the same
     assert registry.unregister(client, NAME, [world.experiment_id], decision.decision_id) == []
     assert [str(version.version) for version in registry.versions(client, NAME)] == ["1", "2"]
     assert len(client.search_logged_models([world.experiment_id])) == 1
