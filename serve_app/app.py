@@ -26,9 +26,8 @@ APP_NAME = "trialgate"
 _KEYS_VARIABLE = "SERVE_API_KEYS"
 # Requests in work in one replica beyond what it admits, so that the replica itself can refuse, with our error.
 _ROOM_TO_REFUSE = 64
-_HTTP_REQUESTS = (
-    4096  # in work in one replica that answers HTTP: far more than are ever admitted, so none queues before
-)
+# In work in one replica that answers HTTP: far more than are ever admitted, so that nothing queues before it.
+_HTTP_REQUESTS = 4096
 _OUR_ACCESS_LOG = {"enable_access_log": False}  # Serve's would say it again, with less
 _REFUSED_BY_SERVE: dict[str, Any] = {"backpressure_config": {"status_code": 429, "retry_after_s": 1}}
 

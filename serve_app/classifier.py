@@ -1,9 +1,8 @@
 """The classifier: texts to probabilities on the version under the alias, in batches, for many requests at once.
 
-Plain asyncio, no Ray: ``replica.py`` has the deployments around it. Forward
-passes run in ``Lanes`` and tokenising in other threads, so the event loop stays free for admission, health
-checks and the board. A request keeps the version that it was admitted with, so all the texts of a batch request are
-computed by one version and a swap fails nobody.
+Plain asyncio, no Ray: ``replica.py`` has the deployments around it. Forward passes run in ``Lanes`` and tokenising in
+other threads, so the event loop stays free for admission, health checks and the board. A request keeps the version that
+it was admitted with, so all the texts of a batch request are computed by one version and a swap fails nobody.
 """
 
 from __future__ import annotations

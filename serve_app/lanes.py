@@ -35,8 +35,9 @@ class Lanes:
 
     async def run(self, forward: Callable[[], Result], tokens: int, *, alone: bool) -> Result:
         """The result of ``forward()``, which computes ``tokens``. ``alone``: nothing else waits."""
-        wide = self._narrow is None or (alone and not self._running)
-        executor = self._wide if wide or self._narrow is None else self._narrow
+        # All cores for a pass beside which nothing runs or waits.
+        executor = self._narrow if self._narrow is not None and not (alone and not self._running) else self._wide
+        at_once = 1 if executor is self._wide else self.count
         self._number += 1
         number = self._number
         self._running[number] = time.monotonic()  # counts as running from here, or two passes would be the only one
@@ -46,7 +47,8 @@ class Lanes:
             try:
                 return forward()
             finally:
-                self._learn(tokens * (1 if wide else self.count), time.monotonic() - started)
+                if not alone:  # only a pass that others wait for is as large as passes get, and as fast by the token
+                    self._learn(at_once * tokens, time.monotonic() - started)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, timed)
@@ -62,7 +64,7 @@ class Lanes:
             call.result()
 
     def seconds_for(self, tokens: int) -> float:
-        """How long ``tokens`` would take, by the passes so far; 0.0 when there was none."""
+        """How long ``tokens`` would take, by the passes under load so far; 0.0 when there was none."""
         return tokens / self._tokens_per_s if self._tokens_per_s else 0.0
 
     @property

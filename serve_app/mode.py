@@ -59,7 +59,7 @@ def describe_mode() -> str:
 
 
 def log_mode() -> None:
-    """Says in the replica's log in which mode it runs, and how to get the fast one."""
+    """Says where Ray keeps what a worker prints in which mode it serves, and how to get the fast one."""
     mode = describe_mode()
     if "HAProxy" in mode:
         logger.info("serving %s", mode)

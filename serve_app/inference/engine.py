@@ -51,6 +51,7 @@ class Engine:
         precision_reason: str,
         device: torch.device,
         weights_digest: str,
+        sample: TokenizedTexts,
         max_batch_tokens: int,
         max_batch_texts: int,
     ) -> None:
@@ -61,7 +62,7 @@ class Engine:
         self.weights_digest = weights_digest
         self._device = device
         self._model = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._sample = tokenizer, sample
         self._max_batch_tokens, self._max_batch_texts = max_batch_tokens, max_batch_texts
 
     @classmethod
@@ -77,8 +78,8 @@ class Engine:
     ) -> Engine:
         """Loads, checks and warms the saved model of ``folder``.
 
-        ``device``: cpu or cuda (default: cuda where there is one). ``threads``: intra-op threads of this process
-        (default: as they are). The folder's sample is computed and compared with its stored logits. Raises
+        ``device``: cpu or cuda (default: cuda where there is one). ``threads``: intra-op threads of the calling
+        thread (default: as they are). The folder's sample is computed and compared with its stored logits. Raises
         ModelFolderError for an incomplete folder, pickled weights, a file that is none, NaN, or probabilities out of
         tolerance.
         """
@@ -92,6 +93,7 @@ class Engine:
             tokenizer = read_tokenizer(folder)
         except ValueError as error:
             raise ModelFolderError(str(error)) from None
+        sample, logits = read_sample(folder)
         engine = cls(
             read_model(folder),
             tokenizer,
@@ -100,10 +102,11 @@ class Engine:
             precision_reason=reason,
             device=where,
             weights_digest=digest_of(folder),
+            sample=sample,
             max_batch_tokens=max_batch_tokens,
             max_batch_texts=max_batch_texts,
         )
-        engine._check_sample(folder)
+        engine._check_sample(folder, logits)
         return engine
 
     @property
@@ -157,12 +160,10 @@ class Engine:
         """A forward pass of a few texts of the folder's sample, on the thread that calls it."""
         self.forward([self._sample[index] for index in range(min(_WARM_UP_TEXTS, len(self._sample)))])
 
-    def _check_sample(self, folder: Path) -> None:
-        """Compares the sample's probabilities with the stored ones."""
-        sample, logits = read_sample(folder)
-        self._sample = sample
+    def _check_sample(self, folder: Path, logits: np.ndarray) -> None:
+        """Compares the sample's probabilities with those of its stored ``logits``."""
         expected = torch.softmax(torch.from_numpy(logits) / self.info.temperature, dim=-1).numpy()
-        found = self.predict_tokens(sample)
+        found = self.predict_tokens(self._sample)
         if not np.isfinite(found).all():
             raise ModelFolderError(f"{folder}: the model gives output that is not finite (NaN or infinite)")
         if found.shape != expected.shape:

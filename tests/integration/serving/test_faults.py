@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import httpx
 import psutil
 import pytest
 
@@ -29,16 +30,12 @@ def processes(cluster: RayCluster, name: str) -> list[psutil.Process]:
 
 
 def is_whole(service: Service) -> bool:
-    """Two replicas that are ready, both by Serve's account and by their own."""
-    answer = service.client.get("/ready")
-    return answer.status_code == 200 and answer.json()["ready_replicas"] == 2
-
-
-def is_whole_again(service: Service) -> bool:
+    """Whether two replicas are ready; not while nobody listens."""
     try:
-        return is_whole(service)
-    except Exception:  # noqa: BLE001 - nobody listens at the moment
+        answer = service.client.get("/ready")
+    except httpx.HTTPError:
         return False
+    return answer.status_code == 200 and answer.json()["ready_replicas"] == 2
 
 
 @pytest.fixture
@@ -53,7 +50,7 @@ def test_a_killed_replica_fails_at_most_what_it_had_in_work(service: Service, ha
     assert len(others) == 1
     victim.kill()
     wait_until(
-        lambda: len(processes(ray_cluster, "ServeReplica:trialgate:classifier")) == 2 and is_whole_again(service),
+        lambda: len(processes(ray_cluster, "ServeReplica:trialgate:classifier")) == 2 and is_whole(service),
         RECOVERED_S,
     )
     answered = len(hammer.answers)
@@ -71,7 +68,7 @@ def test_without_its_controller_the_service_goes_on(service: Service, hammer: Ha
     answered = len(hammer.answers)
     wait_until(lambda: len(hammer.answers) > answered + 20, 30)
     assert hammer.failures == []
-    wait_until(lambda: is_whole_again(service), RECOVERED_S)
+    wait_until(lambda: is_whole(service), RECOVERED_S)
 
 
 def test_the_proxy_comes_back_and_loses_only_what_it_held(service: Service, hammer: Hammer, ray_cluster: RayCluster):
@@ -79,7 +76,7 @@ def test_the_proxy_comes_back_and_loses_only_what_it_held(service: Service, hamm
     proxy.kill()
     killed_at = time.monotonic()
     wait_until(lambda: any(at > killed_at + 1 for at, _ in hammer.answers), RECOVERED_S)
-    assert is_whole_again(service)
+    assert is_whole(service)
     # Connections broke or were refused while nobody listened, and a proxy that has just started may say 5xx itself, or
     # that it knows no such path. The service itself told nobody of an error.
     by_the_proxy = ("5", "404 Path")

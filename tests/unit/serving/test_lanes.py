@@ -38,9 +38,11 @@ async def test_a_pass_alone_has_all_cores_and_others_one(lanes):
     assert lanes.running_s == 0
 
 
-async def test_time_is_estimated_from_the_passes_so_far(lanes):
+async def test_time_is_estimated_from_the_passes_that_others_waited_for(lanes):
     assert lanes.seconds_for(1000) == 0.0
-    await lanes.run(lambda: None, 1000, alone=True)
+    await lanes.run(lambda: None, 3, alone=True)  # a lone short text says nothing of a queue
+    assert lanes.seconds_for(1000) == 0.0
+    await lanes.run(lambda: None, 1000, alone=False)
     first = lanes.seconds_for(1000)
     assert first > 0
     assert lanes.seconds_for(2000) == pytest.approx(2 * first)
