@@ -48,6 +48,7 @@ OURS = "ours"
 CONTENDERS = (OURS, "fastapi", "tutorial", "litserve")
 CONCURRENCIES = (1, 8, 32, 64)
 _START_S = 180.0
+_SETTLE_S = 15.0  # Ray goes on starting processes for a while after the first answer
 _BATCH = 32
 Row = dict[str, Any]
 
@@ -172,6 +173,7 @@ def served(contender: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_for_answer(url, server, log.name)
+            time.sleep(_SETTLE_S)
             yield url, process
         finally:
             children = process.children(recursive=True)
