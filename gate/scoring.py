@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 
+from configs.exit_codes import UsageError
 from gate.evaluation import SCORING_VERSION, Score, ScoreKey, evaluate, is_alike
 from gate.safety import code_in
 from gate.slices import slices_of
@@ -142,6 +143,8 @@ def _load(folder: Path, precision: str, what: str) -> Engine:
         return Engine.load(
             folder, precision=precision, max_batch_tokens=_MAX_BATCH_TOKENS, max_batch_texts=_MAX_BATCH_TEXTS
         )
+    except UsageError:  # of the settings, not of this model
+        raise
     # A damaged folder fails in any library on the way, each with errors of its own (tokenizers: plain Exception).
     except Exception as error:
         message = str(error).replace(f"{folder}/", "").replace(str(folder), "the folder")

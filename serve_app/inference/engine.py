@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from configs.exit_codes import UsageError
+from serve_app.inference.distilbert import PackedDistilBert
 from serve_app.inference.explanation import Explainer
 from serve_app.inference.families import PackedModel
+from serve_app.inference.int8 import has_int8, quantize
 from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
 from serve_app.inference.saved_model import ModelFolderError, ModelInfo, read_info, read_model, read_sample
 from serve_app.inference.saved_model import weights_digest as digest_of
@@ -18,13 +21,19 @@ from serve_app.inference.tokenizing import LocatedTokens, TextTokenizer, Tokeniz
 
 # Largest difference of a sample text's probability from the fp32 one that a load accepts. bf16 keeps 8 bits of
 # mantissa; trained models here stayed within 0.02, and a broken model is off by far more.
-_SAMPLE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.06}
+SAMPLE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.06, "int8": 0.1}
 
 _WARM_UP_TEXTS = 8
 
 
 def choose_precision(wanted: str, device_type: str) -> tuple[str, str]:
-    """``("bf16" | "fp32", reason)`` for ``wanted`` (auto, fp32, bf16) on this hardware."""
+    """``("fp32" | "bf16" | "int8", reason)`` for ``wanted`` (auto or one of these) on this hardware.
+
+    Raises UsageError for int8 where it is not computed.
+    """
+    if wanted == "int8" and (device_type != "cpu" or not has_int8()):
+        where = "this processor has no AVX512-VNNI" if device_type == "cpu" else f"the model is on {device_type}"
+        raise UsageError(f"precision int8 is computed on processors with AVX512-VNNI, and {where}: use precision auto")
     if wanted != "auto":
         return wanted, "asked for"
     if device_type == "cuda":
@@ -61,7 +70,11 @@ class Engine:
         self.device_type = device.type
         self.weights_digest = weights_digest
         self._device = device
-        self._model = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+        self._exact = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+        self._model = self._exact
+        if precision == "int8":
+            assert isinstance(self._exact, PackedDistilBert)
+            self._model = quantize(self._exact)
         self._tokenizer, self._sample = tokenizer, sample
         self._max_batch_tokens, self._max_batch_texts = max_batch_tokens, max_batch_texts
 
@@ -78,15 +91,17 @@ class Engine:
     ) -> Engine:
         """Loads, checks and warms the saved model of ``folder``.
 
-        ``device``: cpu or cuda (default: cuda where there is one). ``threads``: intra-op threads of the calling
-        thread (default: as they are). The folder's sample is computed and compared with its stored logits. Raises
-        ModelFolderError for an incomplete folder, pickled weights, a file that is none, NaN, or probabilities out of
-        tolerance.
+        ``precision``: as for ``choose_precision``; what has no int8 form takes auto for it. ``device``: cpu or cuda
+        (default: cuda where there is one, but for int8). ``threads``: intra-op threads of the calling thread (default:
+        as they are). The folder's sample is computed and compared with its stored logits. Raises ModelFolderError for
+        an incomplete folder, pickled weights, a file that is none, NaN, or probabilities out of SAMPLE_TOLERANCE, and
+        UsageError for int8 on hardware without.
         """
         folder = Path(folder)
         if threads is not None:
             torch.set_num_threads(threads)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        on_gpu = torch.cuda.is_available() and precision != "int8"
+        where = torch.device(device or ("cuda" if on_gpu else "cpu"))
         chosen, reason = choose_precision(precision, where.type)
         info = read_info(folder)
         try:
@@ -94,8 +109,12 @@ class Engine:
         except ValueError as error:
             raise ModelFolderError(str(error)) from None
         sample, logits = read_sample(folder)
+        model = read_model(folder)
+        if chosen == "int8" and not isinstance(model, PackedDistilBert):
+            chosen, reason = choose_precision("auto", where.type)
+            reason = f"{model.config.family} has no int8 form; {reason}"
         engine = cls(
-            read_model(folder),
+            model,
             tokenizer,
             info,
             precision=chosen,
@@ -135,8 +154,11 @@ class Engine:
         return locate(self._tokenizer, text, self.max_length)
 
     def explainer(self) -> Explainer:
-        """For the words behind an answer, on this model's weights; it costs nothing to make, and holds up nobody."""
-        return Explainer(self._model, self.info.temperature)
+        """For the words behind an answer; it costs nothing to make, and holds up nobody.
+
+        On this model's weights; those of int8 have no gradients, so it is on their fp32 ones then.
+        """
+        return Explainer(self._exact, self.info.temperature)
 
     def predict_tokens(self, tokens: TokenizedTexts, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Probabilities, float32 [texts, classes], of tokenised texts.
@@ -168,9 +190,10 @@ class Engine:
             raise ModelFolderError(f"{folder}: the model gives output that is not finite (NaN or infinite)")
         if found.shape != expected.shape:
             raise ModelFolderError(f"{folder}: the sample has {expected.shape[1]} classes, the model {found.shape[1]}")
-        difference, tolerance = float(np.abs(found - expected).max()), _SAMPLE_TOLERANCE[self.precision]
+        difference, tolerance = float(np.abs(found - expected).max()), SAMPLE_TOLERANCE[self.precision]
         if difference > tolerance:
             raise ModelFolderError(
                 f"{folder}: probabilities of the folder's sample are off by {difference:.4f} in "
-                f"{self.precision}, at most {tolerance} is accepted; serve it with precision fp32"
+                f"{self.precision}, at most {tolerance} is accepted; serve it with precision "
+                f"{'auto' if self.precision == 'int8' else 'fp32'}"
             )
