@@ -8,7 +8,7 @@ One DistilBERT-base (random weights: speed does not depend on them), in a saved-
 The servers are those of ``tests.benchmarks.serving_servers``; they run one after the other, and the load comes from a
 process of its own (``serving_load``) on the same cores. ``raw`` is our engine without HTTP: batches of 32 texts in as
 many threads as there are cores, and single texts with all cores, which is the bare forward pass that a lone request is
-measured against.
+measured against. ``raw-int8`` and ``ours-int8`` are the same with serving.precision int8.
 
 The table goes to standard output as Markdown, the picture to ``--picture``, everything to ``--json``.
 """
@@ -44,8 +44,8 @@ from serve_app.inference.packing import pack
 from serve_app.inference.saved_model import ModelInfo, write_model_folder
 from serve_app.inference.tokenizing import learn_wordpiece, tokenize
 
-OURS = "ours"
-CONTENDERS = (OURS, "fastapi", "tutorial", "litserve")
+OURS, OURS_INT8 = "ours", "ours-int8"
+CONTENDERS = (OURS, OURS_INT8, "fastapi", "tutorial", "litserve")
 CONCURRENCIES = (1, 8, 32, 64)
 _START_S = 180.0
 _SETTLE_S = 15.0  # Ray goes on starting processes for a while after the first answer
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.overload:
             rows = overload(folder, files, options)
         else:
-            rows = [raw(folder, name, texts) for name, texts in kinds.items()]
+            precisions = ["auto"] + ["int8"] * (OURS_INT8 in options.contenders)
+            rows = [raw(folder, name, texts, precision) for precision in precisions for name, texts in kinds.items()]
             for contender in options.contenders:
                 rows += measure(contender, folder, files, options)
     print(table(rows))
@@ -92,11 +93,11 @@ def make_model(folder: Path, texts: Sequence[str], max_length: int = 256) -> Pat
     return folder
 
 
-def raw(folder: Path, kind: str, texts: Sequence[str], batches: int = 24) -> Row:
+def raw(folder: Path, kind: str, texts: Sequence[str], precision: str = "auto", batches: int = 24) -> Row:
     """Our engine without HTTP: texts per second in batches, and the median of single texts."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
-    engine = Engine.load(folder)
+    engine = Engine.load(folder, precision=precision)
     tokens = engine.tokenize(texts).tokens
     drawn = np.random.default_rng(0).choice(len(tokens), (batches, _BATCH))
     parts = [[tokens[int(place)] for place in row] for row in drawn]
@@ -119,7 +120,8 @@ def raw(folder: Path, kind: str, texts: Sequence[str], batches: int = 24) -> Row
         list(lanes.map(compute, parts))
         rate = drawn.size / (time.perf_counter() - began)
     return {
-        "contender": "raw", "kind": kind, "load": "batches of 32", "requests_per_s": rate,
+        "contender": "raw-int8" if precision == "int8" else "raw", "kind": kind, "load": "batches of 32",
+        "requests_per_s": rate,
         "p50_ms": float(np.median(singles)) * 1000, "p95_ms": None, "p99_ms": None, "errors": 0,
     }  # fmt: skip
 
@@ -136,7 +138,7 @@ def measure(contender: str, folder: Path, files: dict[str, Path], options: argpa
                 rows.append(_row(contender, kind, f"{concurrency}", found))
             found = load(url, file, options, f"--rate={reached / 2:.2f}")
             rows.append(_row(contender, kind, f"open, {reached / 2:.0f}/s", found))
-        if contender == OURS:
+        if contender in (OURS, OURS_INT8):
             for kind, file in files.items():
                 found = load(url, file, options, "--concurrency=2", f"--batch={_BATCH}")
                 rows.append(_row(contender, kind, "2 x /batch_predict of 32", found))
@@ -195,17 +197,19 @@ def load(url: str, texts: Path, options: argparse.Namespace, *more: str) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown. ``times``: our requests per second over this row's, same texts and load."""
-    ours = {(row["kind"], row["load"]): row["requests_per_s"] for row in rows if row["contender"] == OURS}
-    lines = ["| texts | load | server | requests/s | p50 ms | p95 ms | p99 ms | errors | ours is faster by |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    """Markdown. The last columns: requests per second of ours over this row's, same texts and load."""
+    own = {name: {(row["kind"], row["load"]): row["requests_per_s"] for row in rows if row["contender"] == name}
+           for name in (OURS, OURS_INT8)}  # fmt: skip
+    own = {name: found for name, found in own.items() if found}
+    lines = [f"| texts | load | server | requests/s | p50 ms | p95 ms | p99 ms | errors | {' | '.join(own)} |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(own)]  # fmt: skip
     for row in sorted(rows, key=lambda row: (row["kind"] != "sentences", row["load"].split(",")[0].zfill(20))):
-        own = ours.get((row["kind"], row["load"]))
-        faster = f"{own / row['requests_per_s']:.1f}x" if own and row["requests_per_s"] else ""
+        rates = [found.get((row["kind"], row["load"])) for found in own.values()]
+        faster = [f"{rate / row['requests_per_s']:.1f}x" if rate and row["requests_per_s"] else "" for rate in rates]
         times = [f"{row[name]:.0f}" if row[name] is not None else "" for name in ("p50_ms", "p95_ms", "p99_ms")]
         lines.append(
             f"| {row['kind']} | {row['load']} | {row['contender']} | {row['requests_per_s']:.1f} "
-            f"| {' | '.join(times)} | {row['errors']} | {'' if row['contender'] == OURS else faster} |"
+            f"| {' | '.join(times)} | {row['errors']} | {' | '.join(faster)} |"
         )
     return "\n".join(lines)
 
@@ -218,7 +222,7 @@ def draw(rows: Sequence[Row], path: str) -> None:
     figure = Figure(figsize=(10, 3.6 * len(kinds)), layout="constrained")
     grid = figure.subplots(len(kinds), 2, squeeze=False)
     for kind, (rate, tail) in zip(kinds, grid, strict=True):
-        for contender in dict.fromkeys(row["contender"] for row in rows if row["contender"] != "raw"):
+        for contender in dict.fromkeys(row["contender"] for row in rows if not row["contender"].startswith("raw")):
             own = [row for row in rows
                    if row["contender"] == contender and row["kind"] == kind and row["load"].isdigit()]  # fmt: skip
             places = [int(row["load"]) for row in own]

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.serving_servers NAME MODEL_FOLDER PORT
 
 ``ours``     the product: the application of ``serve_app`` on a registry of its own, in HAProxy mode
+``ours-int8`` the same with serving.precision int8
 ``fastapi``  what people write first: FastAPI, uvicorn, and a transformers pipeline called for each request
 ``tutorial`` what Ray Serve's documentation shows: ``@serve.batch`` around a transformers pipeline
 ``litserve`` LitServe with its dynamic batching around the same
@@ -136,7 +137,12 @@ def pipeline_of(folder: Path) -> Callable[..., Any]:
     return run
 
 
-SERVERS = {"ours": ours, "fastapi": fastapi, "tutorial": tutorial, "litserve": litserve}
+def ours_int8(folder: Path, port: int, **serving: Any) -> None:
+    """Trialgate with the linear layers in int8."""
+    ours(folder, port, **{"precision": "int8"} | serving)
+
+
+SERVERS = {"ours": ours, "ours-int8": ours_int8, "fastapi": fastapi, "tutorial": tutorial, "litserve": litserve}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
