@@ -45,7 +45,7 @@ from serve_app.inference.saved_model import ModelInfo, write_model_folder
 from serve_app.inference.tokenizing import learn_wordpiece, tokenize
 
 OURS, OURS_INT8 = "ours", "ours-int8"
-CONTENDERS = (OURS, OURS_INT8, "fastapi", "tutorial", "litserve")
+CONTENDERS = (OURS, OURS_INT8, "serve-batch", "fastapi", "tutorial", "litserve")
 CONCURRENCIES = (1, 8, 32, 64)
 _START_S = 180.0
 _SETTLE_S = 15.0  # Ray goes on starting processes for a while after the first answer

@@ -4,6 +4,7 @@
 
 ``ours``     the product: the application of ``serve_app`` on a registry of its own, in HAProxy mode
 ``ours-int8`` the same with serving.precision int8
+``serve-batch`` our engine with ``@serve.batch`` in place of our batcher
 ``fastapi``  what people write first: FastAPI, uvicorn, and a transformers pipeline called for each request
 ``tutorial`` what Ray Serve's documentation shows: ``@serve.batch`` around a transformers pipeline
 ``litserve`` LitServe with its dynamic batching around the same
@@ -112,6 +113,42 @@ def tutorial(folder: Path, port: int) -> None:
     threading.Event().wait()
 
 
+def serve_batch(folder: Path, port: int) -> None:
+    """Our engine, lanes and HAProxy mode, but ``@serve.batch`` in place of our batcher, and none of our HTTP layer."""
+    import ray
+    from ray import serve
+    from starlette.requests import Request
+
+    from ray_jobs.cluster import connected
+    from serve_app.inference.engine import Engine
+    from serve_app.lanes import Lanes
+
+    cores = len(os.sched_getaffinity(0))
+
+    @serve.deployment(ray_actor_options={"num_cpus": cores}, max_ongoing_requests=200)
+    class Classifier:
+        def __init__(self) -> None:
+            self._engine, self._lanes = Engine.load(folder), Lanes(cores)
+            self._lanes.warm_up(self._engine.warm_up)
+
+        @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=_BATCH_WAIT_S, max_concurrent_batches=cores)
+        async def batch(self, texts: list[str]) -> list[Any]:
+            tokens = self._engine.tokenize(texts).tokens
+            forward = lambda: self._engine.forward(list(tokens))  # noqa: E731
+            found = await self._lanes.run(forward, int(tokens.offsets[-1]), alone=len(texts) == 1)
+            return [{"probabilities": row.tolist()} for row in found]
+
+        async def __call__(self, request: Request) -> Any:
+            return await self.batch((await request.json())["text"])
+
+    with connected(tempfile.mkdtemp(prefix="tg-bench-")):
+        assert ray.is_initialized()
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
+        deployment: Any = Classifier
+        serve.run(deployment.bind(), route_prefix="/predict")
+        threading.Event().wait()
+
+
 def litserve(folder: Path, port: int) -> None:
     """LitServe with dynamic batching."""
     import litserve
@@ -142,7 +179,14 @@ def ours_int8(folder: Path, port: int, **serving: Any) -> None:
     ours(folder, port, **{"precision": "int8"} | serving)
 
 
-SERVERS = {"ours": ours, "ours-int8": ours_int8, "fastapi": fastapi, "tutorial": tutorial, "litserve": litserve}
+SERVERS = {
+    "ours": ours,
+    "ours-int8": ours_int8,
+    "serve-batch": serve_batch,
+    "fastapi": fastapi,
+    "tutorial": tutorial,
+    "litserve": litserve,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
