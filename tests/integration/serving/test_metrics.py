@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.serving.world import Service
 
-DASHBOARD = Path(__file__).resolve().parents[3] / "configs" / "grafana-dashboard.json"
+REPOSITORY = Path(__file__).resolve().parents[3]
+DASHBOARD = REPOSITORY / "configs" / "grafana-dashboard.json"
+ALERTS = REPOSITORY / "configs" / "prometheus-alerts.yaml"
 SERIES = re.compile(r"(trialgate_\w+)(?:\{([^}]*)\})?")
 UNITS = ("_seconds", "_bytes", "_info", "_texts", "_tokens", "_in_progress")
 
@@ -59,19 +62,36 @@ def test_names_and_units_follow_the_convention(service: Service):
         assert name.endswith("_total")
 
 
+def asks_for_what_there_is(expression: str, labels_of: dict[str, set[str]], ours: frozenset[str] = frozenset()) -> None:
+    """``ours``: labels that Prometheus puts on every series itself."""
+    asked = SERIES.findall(expression)
+    grouped = {label.strip() for group in re.findall(r"\bby \(([^)]*)\)", expression) for label in group.split(",")}
+    for name, matchers in asked:
+        assert name in labels_of, f"{expression}: there is no {name}"
+        wanted = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers)) | grouped
+        assert wanted <= labels_of[name] | ours, f"{expression}: {name} has {sorted(labels_of[name])}"
+
+
 def test_the_dashboard_asks_only_for_what_there_is(dashboard: dict[str, Any], labels_of: dict[str, set[str]]):
     for target in targets(dashboard):
         expression = target["expr"]
-        asked = SERIES.findall(expression)
-        assert asked, expression
-        for name, matchers in asked:
-            assert name in labels_of, f"{expression}: there is no {name}"
-            wanted = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
-            for group in re.findall(r"\bby \(([^)]*)\)", expression):
-                wanted |= {label.strip() for label in group.split(",")}
-            assert wanted <= labels_of[name], f"{expression}: {name} has {sorted(labels_of[name])}"
+        assert SERIES.search(expression), expression
+        asks_for_what_there_is(expression, labels_of)
         grouped = {label.strip() for group in re.findall(r"\bby \(([^)]*)\)", expression) for label in group.split(",")}
         assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= grouped, expression
+
+
+def test_the_alerts_ask_only_for_what_there_is_and_say_what_to_do(labels_of: dict[str, set[str]]):
+    (group,) = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]
+    headings = re.findall(
+        r"^## (\w+)$", (REPOSITORY / "docs" / "operating.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    for rule in group["rules"]:
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        asks_for_what_there_is(rule["expr"], labels_of, frozenset({"job"}))
+        assert rule["alert"] in headings
+        assert rule["annotations"]["runbook"] == f"docs/operating.md#{rule['alert'].lower()}"
+    assert {rule["alert"] for rule in group["rules"]} == {name for name in headings if name.startswith("Trialgate")}
 
 
 def test_the_dashboard_shows_every_series(dashboard: dict[str, Any], labels_of: dict[str, set[str]]):
