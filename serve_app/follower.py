@@ -1,12 +1,14 @@
 """Follows the alias: a thread that notices a new version, loads and warms it beside the old one, and hands it over.
 
 What cannot be loaded is remembered with its error and tried again a few times; whatever serves keeps serving. While
-MLflow is down nothing changes, and a replica without a model starts from the last version that loaded well here.
+MLflow is down nothing changes, and a replica without a model starts from the last version that loaded well here. A copy
+on this machine is compared with the digest of what the gate scored, or else of what loaded well before.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from serve_app.mlflow_client import TrackingUnavailable
-from serve_app.model_source import ModelCache, ModelVersion
+from serve_app.model_source import Copy, ModelCache, ModelVersion
 
 if TYPE_CHECKING:
     from serve_app.inference.engine import Engine
@@ -40,11 +42,13 @@ class Alias(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A version that is ready to serve. ``at``: when it was loaded, unix seconds."""
+    """A version that is ready to serve. ``at``: when it was loaded, unix seconds. ``last_good``: it is served because
+    it loaded well before, not because the registry says so."""
 
     engine: Engine
     version: ModelVersion
     at: float
+    last_good: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class LoadFailure:
 
     version: ModelVersion
     error: str
+    fix: str
     tries: int
     at: float
     retry_at: float
@@ -112,12 +117,19 @@ class Follower:
 
     def status(self) -> dict[str, Any]:
         """What /info tells: the version wanted, the one being loaded, and what failed."""
-        wanted = self._wanted
+        wanted, current = self._wanted, self._current
         return {
             "desired_version": wanted.version if wanted else None,
             "loading_version": self._loading,
+            "started_from_last_good": current is not None and current.last_good,
             "load_errors": [
-                {"version": failure.version.version, "error": failure.error, "tries": failure.tries, "at": failure.at}
+                {
+                    "version": failure.version.version,
+                    "error": failure.error,
+                    "fix": failure.fix,
+                    "tries": failure.tries,
+                    "at": failure.at,
+                }
                 for failure in list(self._failures.values())
             ],
             "registry_error": self._registry_error,
@@ -152,27 +164,30 @@ class Follower:
             self._stop.wait(self._poll_interval_s)
 
     def _follow(self, wanted: ModelVersion | None) -> None:
-        if wanted != self._wanted and wanted in self._failures:
+        moved = wanted != self._wanted
+        if moved and wanted in self._failures:
             # The alias has been moved to it on purpose: forget the back-off.
             self._failures[wanted] = replace(self._failures[wanted], tries=0, retry_at=self._clock())
         self._wanted = wanted
         if wanted is None:
             return  # an alias that was removed does not end the service
         if self._current is not None and self._current.version == wanted:
-            self._current = replace(self._current, version=wanted)  # its tags may have changed
+            self._current = replace(self._current, version=wanted, last_good=False)  # its tags may have changed
+            if moved:
+                self._keep_up(self._cache.tidy, wanted.name)
             return
-        failure = self._failures.get(wanted)
-        if failure is not None and self._clock() < failure.retry_at:
-            return
-        if not self._try(wanted) and self._current is None:
+        if not (self._is_due(wanted) and self._try(wanted)) and self._current is None:
             self._load_last_good()
 
-    def _try(self, version: ModelVersion) -> bool:
+    def _is_due(self, version: ModelVersion) -> bool:
+        failure = self._failures.get(version)
+        return failure is None or self._clock() >= failure.retry_at
+
+    def _try(self, version: ModelVersion, *, last_good: bool = False) -> bool:
         self._loading = version.version
         self._on_change()
         try:
-            folder = self._cache.fetch(version, self._alias.download)
-            loaded = Loaded(self._load(folder), version, time.time())
+            loaded = Loaded(self._load_copy(version), version, time.time(), last_good)
         except Exception as error:  # noqa: BLE001 - a version that cannot be loaded must not end the service
             self._failed(version, error)
             return False
@@ -181,11 +196,44 @@ class Follower:
         self._failures.pop(version, None)
         self._current = loaded
         self._on_loaded(loaded)
-        try:
-            self._cache.remember_good(version)
-        except OSError as error:
-            logger.warning("the model cache cannot be kept up: %s", error)
+        self._keep_up(self._cache.remember_good, replace(version, weights_digest=loaded.engine.weights_digest))
         return True
+
+    def _load_copy(self, version: ModelVersion) -> Engine:
+        """The engine of the copy on this machine. One that is broken is taken anew, once, if it was there before."""
+        from serve_app.inference.saved_model import ModelFolderError  # brings torch
+
+        damage: ModelFolderError | None = None
+        while True:
+            try:
+                copy = self._cache.fetch(version, self._alias.download)
+            except Exception as error:
+                if damage is None:
+                    raise
+                raise OSError(f"the copy here is broken ({damage}) and cannot be downloaded anew: {error}") from error
+            try:
+                engine = self._load(copy.folder)
+                self._require_digest(version, copy, engine.weights_digest)
+            except ModelFolderError as error:
+                removed = self._cache.discard(version, copy)
+                if damage is not None or (copy.fresh and removed):
+                    raise
+                damage = error
+            else:
+                return engine
+
+    def _require_digest(self, version: ModelVersion, copy: Copy, found: str) -> None:
+        from serve_app.inference.saved_model import ModelFolderError  # brings torch
+
+        expected = version.weights_digest
+        if expected is None and not copy.fresh:
+            loaded_well = [good.weights_digest for good in self._cache.good(version.name) if good == version]
+            expected = next(iter(loaded_well), None)
+        if expected is not None and found != expected:
+            raise ModelFolderError(
+                f"{copy.folder} has the weights digest {found[:16]}..., expected {expected[:16]}..., which was scored "
+                "or loaded well before: its files have been changed"
+            )
 
     def _failed(self, version: ModelVersion, error: Exception) -> None:
         from serve_app.inference.saved_model import ModelFolderError  # brings torch
@@ -194,27 +242,30 @@ class Follower:
         known = self._failures.pop(version, None)
         tries = known.tries + 1 if known else 1
         wait = min(FIRST_BACKOFF_S * 2 ** (tries - 1), _LONGEST_BACKOFF_S)
-        if tries >= TRIES and isinstance(error, ModelFolderError):
-            wait = float("inf")  # the model itself is broken: only another version helps
+        fix = f"It is tried again in {wait:.0f} s; until it is there, the alias can be moved to another version."
+        if isinstance(error, ModelFolderError):
+            fix = "Move the alias to another version, or register this model anew."
+            if tries >= TRIES:  # the model itself is broken: only another version helps
+                wait = math.inf
+                fix += " It is tried again when the alias comes back to it."
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        self._failures[version] = LoadFailure(version, text, tries, time.time(), self._clock() + wait)
+        self._failures[version] = LoadFailure(version, text, fix, tries, time.time(), self._clock() + wait)
         while len(self._failures) > _REMEMBERED_ERRORS:
             self._failures.pop(next(iter(self._failures)))
         serving = self._current.version.version if self._current else "none"
-        logger.error("version %s cannot be loaded (try %d of %d): %s; serving version: %s",
-                     version.version, tries, TRIES, text, serving)  # fmt: skip
-        if isinstance(error, ModelFolderError):
-            self._discard(version)
-
-    def _discard(self, version: ModelVersion) -> None:
-        try:
-            self._cache.discard(version)
-        except OSError as error:
-            logger.warning("the broken copy of version %s stays: %s", version.version, error)
+        logger.error("version %s cannot be loaded (try %d): %s. %s Serving version: %s",
+                     version.version, tries, text, fix, serving)  # fmt: skip
 
     def _load_last_good(self) -> None:
-        version = self._cache.last_good(self._model_name)
-        failure = self._failures.get(version) if version else None
-        if version is not None and (failure is None or self._clock() >= failure.retry_at):
+        for version in self._cache.good(self._model_name):
+            if not self._is_due(version):
+                continue
             logger.warning("starting from version %s, the last that loaded well on this machine", version.version)
-            self._try(version)
+            if self._try(version, last_good=True):
+                return
+
+    def _keep_up(self, work: Callable[[Any], None], subject: Any) -> None:
+        try:
+            work(subject)
+        except OSError as error:
+            logger.warning("the model cache cannot be kept up: %s", error)

@@ -2,8 +2,8 @@
 
 ``RegistryAlias`` asks MLflow which version is meant and downloads it; ``ModelCache`` keeps downloads that are whole,
 shared by all replicas of a machine: a download goes to a temporary name under a file lock and is renamed when it is
-complete. The cache also remembers the last version that loaded well, so that a new replica can start from it while
-MLflow is down or the version under the alias is broken.
+complete. The cache also remembers the last two versions that loaded well, keeps those and nothing else, and a new
+replica can start from them while MLflow is down or the version under the alias is broken.
 """
 
 from __future__ import annotations
@@ -14,34 +14,47 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from configs.schema import TrackingConfig
-from serve_app.mlflow_client import VERSION_F1, TrackingUnavailable, connect, redact
+from serve_app.mlflow_client import VERSION_F1, WEIGHTS_DIGEST, TrackingUnavailable, connect, redact
 from serve_app.refusals import refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_KEPT_VERSIONS = 4  # on disk, per model: production, previous, and those on their way in and out
+_KEPT_VERSIONS = 2  # of those that loaded well, per alias: the served one and the one before
+_MLFLOW_NOTE = "registered_model_meta"  # what MLflow adds to every download, even to an empty one
 _LOCK_TIMEOUT_S = 600.0  # another replica may be downloading gigabytes
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered version: name, version and source say which; ``f1`` is the gate's score, None if it left none."""
+    """A registered version: name, version and source say which.
+
+    ``f1``: the gate's score. ``weights_digest``: what the gate scored, or what loaded well here. None: nobody said.
+    """
 
     name: str
     version: str
     source: str  # what the registry says the artifact is; tells apart a version that was deleted and made anew
     run_id: str | None = field(default=None, compare=False)
     f1: float | None = field(default=None, compare=False)
+    weights_digest: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A saved-model ``folder`` on this machine. ``fresh``: downloaded by the call that gave it."""
+
+    folder: Path
+    fresh: bool
 
 
 class RegistryAlias:
@@ -78,10 +91,12 @@ class RegistryAlias:
             source=f"{found.source}@{found.creation_timestamp}",
             run_id=found.run_id or None,
             f1=_number(found.tags.get(VERSION_F1)),
+            weights_digest=found.tags.get(WEIGHTS_DIGEST) or None,
         )
 
     def download(self, version: ModelVersion, into: Path) -> None:
-        """Writes the version's artifact below ``into``. Raises OSError or MLflow's exceptions."""
+        """Writes the version's artifact below ``into``. Raises OSError or MLflow's exceptions, which refuse paths that
+        lead out of the artifact, or out of ``into``."""
         uri = self._connected().tracking_uri  # as configured, but without user and password
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         import mlflow.artifacts
@@ -92,6 +107,11 @@ class RegistryAlias:
             tracking_uri=uri,
             registry_uri=uri,
         )
+        if not {path.name for path in into.iterdir()} - {_MLFLOW_NOTE}:  # a store that is away lists nothing
+            raise FileNotFoundError(
+                f"nothing is stored as the artifact of version {version.version} ({version.source}): bring its "
+                "artifact store back, or move the alias"
+            )
 
     def _connected(self) -> MlflowClient:
         if self._client is None:
@@ -122,57 +142,77 @@ class ModelCache:
     def __init__(self, folder: Path, tracking_uri: str, alias: str) -> None:
         self._folder, self._tracking_uri, self._alias = folder, tracking_uri, alias
 
-    def fetch(self, version: ModelVersion, download: Callable[[ModelVersion, Path], None]) -> Path:
-        """The saved-model folder of ``version``, downloaded if it is not here yet. Raises what ``download`` does,
-        and ModelFolderError if there is no saved model in what it brought."""
-        target = self._target(version)
-        with self._lock(target):
-            if not target.exists():
-                with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as temporary:
-                    part = Path(temporary) / "artifact"
-                    part.mkdir()
-                    download(version, part)
-                    find_model_folder(part)
-                    part.rename(target)
-            os.utime(target)  # the newest are kept
-        return find_model_folder(target)
+    def fetch(self, version: ModelVersion, download: Callable[[ModelVersion, Path], None]) -> Copy:
+        """The copy of ``version``, downloaded if it is not here yet. Raises what ``download`` does, and
+        ModelFolderError if what it brought is no saved model, or has symbolic links."""
+        from serve_app.inference.saved_model import ModelFolderError  # brings torch
 
-    def discard(self, version: ModelVersion) -> None:
-        """Removes the copy of a version that did not load: the download may be what is broken."""
+        target = self._target(version)
+        part = _part_of(target)
+        with self._lock(target):
+            with contextlib.suppress(ModelFolderError):
+                return Copy(find_model_folder(target), fresh=False)
+            for left_over in (part, target):  # of a process that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
+            try:
+                into = part / uuid.uuid4().hex  # tells this copy from others of the same version, see discard
+                into.mkdir(parents=True)
+                download(version, into)
+                _refuse_links(into)
+                find_model_folder(into)
+                part.rename(target)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+            return Copy(find_model_folder(target), fresh=True)
+
+    def discard(self, version: ModelVersion, copy: Copy) -> bool:
+        """Removes a copy that did not load; False if it was gone, so that another process may have a better one."""
         target = self._target(version)
         with self._lock(target):
+            if not copy.folder.exists():
+                return False
             shutil.rmtree(target, ignore_errors=True)
+        return True
 
     def remember_good(self, version: ModelVersion) -> None:
-        """Notes that ``version`` loaded well, and removes versions that nobody is going to need."""
-        path = self._last_good_path(version.name)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(asdict(version), file)
-        os.replace(file.name, path)
-        self._prune(version)
+        """Notes that ``version`` loaded well, and removes what nobody is going to need."""
+        path = self._good_path(version.name)
+        with self._lock(path):
+            versions = [version, *(other for other in self._noted(version.name) if other != version)][:_KEPT_VERSIONS]
+            notes = [{"copy": self._target(one).name, "version": asdict(one)} for one in versions]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(notes), encoding="utf-8")
+            os.replace(temporary, path)
+        self.tidy(version.name)
 
-    def last_good(self, name: str) -> ModelVersion | None:
-        """The last version that loaded well here and is still here, or None."""
+    def good(self, name: str) -> list[ModelVersion]:
+        """The versions that loaded well here and are still here, the last one first."""
+        return [version for version in self._noted(name) if self._target(version).is_dir()]
+
+    def tidy(self, name: str) -> None:
+        """Removes copies that did not load well lately, and what killed processes left, unless someone is at it."""
+        folder = self._model_folder(name)
+        kept = {note["copy"] for path in folder.glob("good-*.json") for note in _notes(path)}  # of every alias
+        for target in {_target_of(path) for path in folder.iterdir() if path.is_dir() or path.suffix == ".lock"}:
+            if target.name in kept or target.suffix == ".json":
+                continue
+            with contextlib.suppress(Timeout), self._lock(target, timeout_s=0.0):
+                for path in (target, _part_of(target)):
+                    shutil.rmtree(path, ignore_errors=True)
+                _lock_of(target).unlink(missing_ok=True)  # whoever waits for it takes a new one
+
+    def _noted(self, name: str) -> list[ModelVersion]:
         try:
-            version = ModelVersion(**json.loads(self._last_good_path(name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-        return version if self._target(version).is_dir() else None
-
-    def _prune(self, keep: ModelVersion) -> None:
-        kept = self._target(keep)
-        others = [path for path in kept.parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in [other for other in others if other != kept][_KEPT_VERSIONS - 1 :]:
-            with contextlib.suppress(Timeout), self._lock(path, timeout_s=0.0):
-                shutil.rmtree(path, ignore_errors=True)
+            return [ModelVersion(**note["version"]) for note in _notes(self._good_path(name))]
+        except TypeError:  # of another release
+            return []
 
     def _target(self, version: ModelVersion) -> Path:
         identity = _digest(self._tracking_uri, version.name, version.version, version.source)
         return self._model_folder(version.name) / f"{_file_name(version.version)}-{identity}"
 
-    def _last_good_path(self, name: str) -> Path:
-        return self._model_folder(name) / f"last-good-{_digest(self._tracking_uri, name, self._alias)}.json"
+    def _good_path(self, name: str) -> Path:
+        return self._model_folder(name) / f"good-{_digest(self._tracking_uri, name, self._alias)}.json"
 
     def _model_folder(self, name: str) -> Path:
         folder = self._folder / _file_name(name)
@@ -181,8 +221,40 @@ class ModelCache:
 
     @contextlib.contextmanager
     def _lock(self, target: Path, timeout_s: float = _LOCK_TIMEOUT_S) -> Iterator[None]:
-        with FileLock(target.parent / f".{target.name}.lock", timeout=timeout_s):
+        with FileLock(_lock_of(target), timeout=timeout_s):
             yield
+
+
+def _notes(path: Path) -> list[dict[str, Any]]:
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return notes if isinstance(notes, list) else []
+
+
+def _refuse_links(folder: Path) -> None:
+    from serve_app.inference.saved_model import ModelFolderError  # brings torch
+
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise ModelFolderError(
+                f"the artifact has a symbolic link, {path.relative_to(folder)}, and links are not followed: register "
+                "the files themselves"
+            )
+
+
+def _part_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
+
+
+def _lock_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+def _target_of(path: Path) -> Path:
+    """Undoes the two above."""
+    return path.with_name(path.name.removeprefix(".").removesuffix(".part").removesuffix(".lock"))
 
 
 def _digest(*parts: str) -> str:

@@ -15,7 +15,14 @@ from serve_app.inference.explanation import Explainer
 from serve_app.inference.families import PackedModel
 from serve_app.inference.int8 import has_int8, quantize
 from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
-from serve_app.inference.saved_model import ModelFolderError, ModelInfo, read_info, read_model, read_sample
+from serve_app.inference.saved_model import (
+    ModelFolderError,
+    ModelInfo,
+    read_info,
+    read_model,
+    read_sample,
+    require_same_vocabulary,
+)
 from serve_app.inference.saved_model import weights_digest as digest_of
 from serve_app.inference.tokenizing import LocatedTokens, TextTokenizer, Tokenized, locate, read_tokenizer, tokenize
 
@@ -110,6 +117,7 @@ class Engine:
             raise ModelFolderError(str(error)) from None
         sample, logits = read_sample(folder)
         model = read_model(folder)
+        require_same_vocabulary(folder, model, tokenizer, sample, info.max_length)
         if chosen == "int8" and not isinstance(model, PackedDistilBert):
             chosen, reason = choose_precision("auto", where.type)
             reason = f"{model.config.family} has no int8 form; {reason}"

@@ -60,7 +60,10 @@ def read_packed_model(folder: Path, weights: Mapping[str, torch.Tensor]) -> Pack
     Raises ValueError for a config that describes none, RuntimeError for weights of another model.
     """
     path = folder / "config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
     found = content if isinstance(content, dict) else {}
     family = found.pop("family", found.get("model_type"))
     if family not in FAMILIES:

@@ -3,13 +3,18 @@
     config.json model.safetensors tokenizer.json tokenizer_config.json   family, sizes and labels; weights; tokenizer:
                                                                          for DistilBERT as stock transformers has them
     sample.safetensors    token ids of up to 64 validation texts with their fp32 logits, for checks at load
-    trialgate.json        labels, max_length, the definition of F1, temperature; written last: complete when it exists
+    trialgate.json        labels, max_length, the definition of F1, temperature, SHA-256 of tokenizer.json (no other
+                          check tells it from another model's); written last: complete when it exists
+
+Weights are read into memory, never mapped: who cuts or changes the file of a model in use would kill the process, or
+change its answers.
 
 The folder is written under a temporary name and renamed, so one that exists is whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -27,6 +32,7 @@ from serve_app.inference.digests import files_digest
 from serve_app.inference.families import PackedModel, read_packed_model, write_config
 from serve_app.inference.metrics import F1Definition
 from serve_app.inference.packing import TokenizedTexts
+from serve_app.inference.tokenizing import TextTokenizer
 
 INFO_FILE = "trialgate.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -88,6 +94,7 @@ def write_model_folder(
         "max_length": info.max_length,
         "f1": info.f1.key,
         "temperature": info.temperature,
+        "tokenizer_digest": hashlib.sha256(tokenizer_files["tokenizer.json"]).hexdigest(),
     }
     (temporary / INFO_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     if folder.exists():
@@ -96,7 +103,10 @@ def write_model_folder(
 
 
 def read_info(folder: Path) -> ModelInfo:
-    """The folder's ``trialgate.json``. Raises ModelFolderError for a missing file or a wrong value."""
+    """The folder's ``trialgate.json``.
+
+    Raises ModelFolderError for a missing file, a wrong value, or a tokenizer other than the one that was written.
+    """
     _require_files(Path(folder))
     path = Path(folder) / INFO_FILE
     try:
@@ -109,20 +119,32 @@ def read_info(folder: Path) -> ModelInfo:
             temperature=float(content["temperature"]),
             format_version=version,
         )
-    except (KeyError, TypeError, ValueError) as error:
+        expected_digest = content.get("tokenizer_digest")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelFolderError(f"{path} is not a model description: {error!r}") from None
     if version != FORMAT_VERSION:
         raise ModelFolderError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
-    if len(info.labels) < 2 or not info.temperature > 0 or info.max_length < 1:
+    possible = len(set(info.labels)) == len(info.labels) >= 2 and info.max_length >= 1
+    if not possible or not 0 < info.temperature < math.inf:
         raise ModelFolderError(f"{path} has values that cannot be: {content}")
+    digest = hashlib.sha256((Path(folder) / "tokenizer.json").read_bytes()).hexdigest()
+    if expected_digest not in (None, digest):  # None: of an earlier release
+        raise ModelFolderError(
+            f"{Path(folder) / 'tokenizer.json'} is not the tokenizer that the model was trained with: its SHA-256 is "
+            f"{digest[:16]}..., {INFO_FILE} has {str(expected_digest)[:16]}..."
+        )
     return info
 
 
 def read_model(folder: Path) -> PackedModel:
-    """The model with its fp32 weights. Raises ModelFolderError if weights are missing, unsound or of other labels."""
+    """The model with its fp32 weights.
+
+    Raises ModelFolderError if weights are missing or not finite, or the labels contradict each other.
+    """
     folder, info = Path(folder), read_info(folder)
     try:
-        model = read_packed_model(folder, load_file(folder / WEIGHTS_FILE)).eval()
+        weights = load_file(folder / WEIGHTS_FILE, backend="pread")
+        model = read_packed_model(folder, weights).eval()
     except (SafetensorError, RuntimeError) as error:
         raise ModelFolderError(f"{folder / WEIGHTS_FILE} does not hold this model's weights: {error}") from None
     except ValueError as error:
@@ -132,17 +154,38 @@ def read_model(folder: Path) -> PackedModel:
             f"{folder / 'config.json'} has labels {list(model.config.labels)}, {INFO_FILE} has "
             f"{list(info.labels)}: they must be the same, in the same order"
         )
+    for name, values in weights.items():
+        if not values.sum().isfinite() and not values.isfinite().all():  # a sum is quick, but may overflow
+            raise ModelFolderError(f"{folder / WEIGHTS_FILE}: {name} has values that are not finite (NaN or infinite)")
     return model
+
+
+def require_same_vocabulary(
+    folder: Path, model: PackedModel, tokenizer: TextTokenizer, sample: TokenizedTexts, max_length: int
+) -> None:
+    """Raises ModelFolderError where the ids of the tokenizer, those of the sample, or the positions of a text of
+    ``max_length`` tokens go beyond what the model has embeddings for."""
+    limit, positions = model.config.vocabulary_size, getattr(model.config, "max_length", max_length)
+    ids = int(sample.ids.max(initial=0)) + 1
+    for name, needed in (("tokenizer.json", tokenizer.vocabulary_size), (SAMPLE_FILE, ids)):
+        if needed > limit or int(sample.ids.min(initial=0)) < 0:
+            raise ModelFolderError(
+                f"{folder / name} has {needed} token ids, the model {limit}: they are not of the same model"
+            )
+    if max_length > positions:
+        raise ModelFolderError(
+            f"{folder / INFO_FILE} has max_length {max_length}, and the model has {positions} positions"
+        )
 
 
 def read_sample(folder: Path) -> tuple[TokenizedTexts, np.ndarray]:
     """The folder's sample: token ids and their fp32 logits [texts, classes]."""
     path = Path(folder) / SAMPLE_FILE
     try:
-        tensors = load_file(path)
+        tensors = load_file(path, backend="pread")
         sample = TokenizedTexts(tensors["ids"].numpy(), tensors["offsets"].numpy())
         logits = tensors["logits"].numpy()
-    except (SafetensorError, OSError, KeyError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelFolderError(f"{path} cannot be read: {error!r}") from None
     if len(sample) != len(logits) or not len(sample) or not np.isfinite(logits).all():
         raise ModelFolderError(

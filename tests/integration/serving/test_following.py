@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from tests.integration.serving.world import Hammer, Service, wait_until
+from configs.schema import Settings
+from tests.broken import BROKEN
+from tests.integration.serving.world import Hammer, Service, copies, wait_until
 
 PROMISED_S = 10.0
 
@@ -49,26 +48,11 @@ def test_two_quick_moves_end_on_the_last(service: Service):
     service.wait_for_version(third, 2, PROMISED_S)
 
 
-def _without_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def _nan(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["classifier.weight"] = torch.full_like(weights["classifier.weight"], float("nan"))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _pickled(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    torch.save(weights, folder / "pytorch_model.bin")
-
-
 @pytest.mark.usefixtures("back_to_first")
-@pytest.mark.parametrize("spoil", [_without_weights, _nan, _pickled])
-def test_broken_version_is_reported_and_the_old_one_keeps_serving(service: Service, spoil: Any):
-    broken = service.registry.register(spoil)
+@pytest.mark.parametrize("name", ["weights cut short", "NaN logits", "pickled weights"])  # all of them: tests/unit
+def test_broken_version_is_reported_and_the_old_one_keeps_serving(service: Service, settings: Settings, name: str):
+    spoil, words = BROKEN[name]
+    broken, good = service.registry.register(spoil), service.registry.register()
     with Hammer(service, threads=2) as hammer:
         service.registry.promote(broken)
 
@@ -81,15 +65,19 @@ def test_broken_version_is_reported_and_the_old_one_keeps_serving(service: Servi
         wait_until(reported, PROMISED_S, service.info)
         answered = len(hammer.answers)
         wait_until(lambda: len(hammer.answers) > answered + 10, 20)
+        info, metrics = service.info(), service.client.get("/metrics").text
+        assert service.client.get("/ready").status_code == 200
+        assert broken not in copies(settings)
+        service.registry.promote(good)
+        service.wait_for_version(good, 2, PROMISED_S)
     assert hammer.failures == []
-    assert {version for _, version in hammer.answers} == {service.first_version}
-    info = service.info()
+    assert {version for _, version in hammer.answers} <= {service.first_version, good}
     assert info["model_version"] == service.first_version
+    assert len(re.findall(r"trialgate_model_load_errors_total{.*} [1-9]", metrics)) == 2
     for replica in info["replicas"]:
         assert replica["version"] == service.first_version
         assert replica["desired_version"] == broken
         (error,) = [error for error in replica["load_errors"] if error["version"] == broken]
-        assert error["error"]
+        assert words in error["error"]
+        assert "Move the alias" in error["fix"]
         assert error["tries"] >= 1
-    assert service.client.get("/ready").status_code == 200
-    assert "trialgate_model_load_errors_total" in service.client.get("/metrics").text

@@ -100,6 +100,13 @@ def wait_until(true: Callable[[], bool], limit_s: float, shown: Callable[[], Any
     return time.monotonic() - began
 
 
+def copies(settings: Settings) -> list[str]:
+    """The versions in the cache of a machine, whole or in part."""
+    assert settings.serving.cache_dir is not None
+    folders = [path for path in Path(settings.serving.cache_dir).glob("*/*") if path.is_dir()]
+    return sorted(path.name.removeprefix(".").rpartition("-")[0] for path in folders)
+
+
 class Hammer:
     """Context manager: threads that send requests without pause and keep every reply."""
 

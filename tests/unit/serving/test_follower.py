@@ -61,7 +61,7 @@ class World:
         found = (folder / "trialgate.json").read_text()
         if found in self.broken:
             raise self.broken[found]
-        return SimpleNamespace(name=f"engine {found}")
+        return SimpleNamespace(weights_digest=f"digest {found}")
 
     def _take(self, loaded: Loaded) -> None:
         self.loaded.append(loaded.version.version)
@@ -92,7 +92,13 @@ def world(make_world: Callable[[], World]) -> World:
 
 def test_nothing_promoted_yet_is_no_error(world):
     status = world.look(None)
-    assert status == {"desired_version": None, "loading_version": None, "load_errors": [], "registry_error": None}
+    assert status == {
+        "desired_version": None,
+        "loading_version": None,
+        "started_from_last_good": False,
+        "load_errors": [],
+        "registry_error": None,
+    }
     assert world.loaded == []
 
 
@@ -178,10 +184,15 @@ def test_new_replica_starts_from_the_last_good_version_while_mlflow_is_down(make
     make_world().look(version(1))
     newcomer = make_world()
     newcomer.alias.down = True
-    newcomer.look(None)
+    assert newcomer.look(None)["started_from_last_good"]
     assert newcomer.loaded == ["1"]
     newcomer.look(None)
     assert newcomer.loaded == ["1"]
+    newcomer.alias.down = False
+    assert not newcomer.look(version(1))["started_from_last_good"]
+    assert newcomer.loaded == ["1"]
+    newcomer.look(version(2))
+    assert newcomer.loaded == ["1", "2"]
 
 
 def test_new_replica_starts_from_the_last_good_version_while_the_alias_is_broken(make_world):
