@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _KEPT_VERSIONS = 2  # of those that loaded well, per alias: the served one and the one before
 _MLFLOW_NOTE = "registered_model_meta"  # what MLflow adds to every download, even to an empty one
+_MOST_OF_A_REASON = 600  # characters
 _LOCK_TIMEOUT_S = 600.0  # another replica may be downloading gigabytes
 
 
@@ -95,18 +96,21 @@ class RegistryAlias:
         )
 
     def download(self, version: ModelVersion, into: Path) -> None:
-        """Writes the version's artifact below ``into``. Raises OSError or MLflow's exceptions, which refuse paths that
-        lead out of the artifact, or out of ``into``."""
+        """Writes the version's artifact below ``into``. Raises OSError when it is not there or does not come, also for
+        paths that lead out of the artifact or of ``into``, which MLflow refuses."""
         uri = self._connected().tracking_uri  # as configured, but without user and password
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         import mlflow.artifacts
 
-        mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/{version.name}/{version.version}",
-            dst_path=str(into),
-            tracking_uri=uri,
-            registry_uri=uri,
-        )
+        try:
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=f"models:/{version.name}/{version.version}",
+                dst_path=str(into),
+                tracking_uri=uri,
+                registry_uri=uri,
+            )
+        except Exception as error:
+            raise OSError(f"the artifact of version {version.version} does not come: {_reason(error)}") from error
         if not {path.name for path in into.iterdir()} - {_MLFLOW_NOTE}:  # a store that is away lists nothing
             raise FileNotFoundError(
                 f"nothing is stored as the artifact of version {version.version} ({version.source}): bring its "
@@ -119,8 +123,9 @@ class RegistryAlias:
         return self._client
 
     def _unavailable(self, error: Exception) -> TrackingUnavailable:
-        reason = refusal(error) or (str(error).strip() or type(error).__name__).splitlines()[0]
-        return TrackingUnavailable(f"the registry at {redact(self._tracking.uri or '')} does not answer: {reason}")
+        return TrackingUnavailable(
+            f"the registry at {redact(self._tracking.uri or '')} does not answer: {_reason(error)}"
+        )
 
 
 def find_model_folder(downloaded: Path) -> Path:
@@ -255,6 +260,12 @@ def _lock_of(target: Path) -> Path:
 def _target_of(path: Path) -> Path:
     """Undoes the two above."""
     return path.with_name(path.name.removeprefix(".").removesuffix(".part").removesuffix(".lock"))
+
+
+def _reason(error: Exception) -> str:
+    """In one line: MLflow's first one often says only that something failed."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return refusal(error) or (f"{said[:_MOST_OF_A_REASON]} ..." if len(said) > _MOST_OF_A_REASON else said)
 
 
 def _digest(*parts: str) -> str:
