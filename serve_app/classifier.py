@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -241,7 +242,7 @@ class Classifier:
 
         async def run(rows: list[np.ndarray]) -> list[np.ndarray]:
             tokens = sum(map(len, rows))
-            return await self._lanes.run(lambda: forward(rows), tokens, alone=not batcher.waiting_tokens)
+            return await self._lanes.run(lambda: forward(rows), tokens, alone=not behind.waiting_tokens)
 
         batcher: Batcher[np.ndarray, np.ndarray] = Batcher(
             run,
@@ -250,6 +251,9 @@ class Classifier:
             lanes=self._lanes.count,
             observe=self.metrics.observe_batch,
         )
+        # Weak, or the two would hold each other, and with them a model that is not served any more until Python happens
+        # to look for such circles: fourteen models were in memory at once.
+        behind = weakref.proxy(batcher)
         # Requests that hold the old one finish on it; the last of them lets it go.
         self._served = _Served(loaded, batcher)
         self.metrics.serve_version(loaded.version.version, engine.precision)

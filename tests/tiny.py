@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ def write_tiny_model(
     max_length: int = 64,
     family: str = "distilbert",
     word: str = "good",
+    width: int = 16,
 ) -> Path:
     """Writes a saved-model folder with random weights, or with ``rule`` a DistilBERT that answers the last label
     exactly when the text has ``word`` (one of WORDS) in it, else the first."""
@@ -38,17 +40,17 @@ def write_tiny_model(
     if family == "distilbert":
         model = new_distilbert(
             layers=1,
-            width=16,
+            width=width,
             heads=2,
-            feed_forward_width=32,
+            feed_forward_width=2 * width,
             vocabulary_size=tokenizer.vocabulary_size,
             max_length=max_length,
             labels=labels,
         ).eval()
         if rule:
-            _teach_rule(model, tokenizer.backend.token_to_id(word))
+            _teach_rule(model, tokenizer.backend.get_vocab()[word])
     else:
-        model = new_network(family, labels=labels, vocabulary_size=tokenizer.vocabulary_size, width=16).eval()
+        model = new_network(family, labels=labels, vocabulary_size=tokenizer.vocabulary_size, width=width).eval()
     sample = tokenize(tokenizer, ["the movie was good", "awful plot and boring acting"] * 4, max_length).tokens
     with torch.inference_mode():
         logits = model(pack([sample[i] for i in range(len(sample))])).numpy()
@@ -59,8 +61,9 @@ def write_tiny_model(
 
 def _teach_rule(model: PackedDistilBert, word: int) -> None:
     """Weights set by hand: one direction marks the word, uniform attention carries it to the first token."""
-    embeddings, width = model.distilbert["embeddings"], model.config.width
-    layer = model.distilbert["transformer"].layer[0]
+    encoder: Any = model.distilbert
+    embeddings, width = encoder["embeddings"], model.config.width
+    layer = encoder["transformer"].layer[0]
     with torch.no_grad():
         embeddings.position_embeddings.weight.zero_()
         signs = torch.tensor([1.0, -1.0]).repeat(width // 2)

@@ -1,4 +1,4 @@
-"""What artifact stores do to a download: files that are gone, and names that lead elsewhere. A real registry, no Ray."""
+"""What stores do to a download: files that are gone, and names that lead elsewhere. A real registry, no Ray."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def store_that_leads_elsewhere() -> Iterator[str]:
             self.end_headers()
             self.wfile.write(json.dumps({"files": files}).encode() if listed else b"evil")
 
-        def log_message(self, format: str, *arguments: object) -> None:
+        def log_message(self, *arguments: object) -> None:
             """Nothing in the tests' output."""
 
     server = ThreadingHTTPServer(("127.0.0.1", free_port()), Store)

@@ -6,27 +6,13 @@ import time
 from collections.abc import Iterator
 
 import httpx
-import psutil
 import pytest
 
-from tests.conftest import RayCluster
-from tests.integration.serving.world import Hammer, Service, wait_until
+from tests.integration.serving.world import Hammer, Service, processes, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RECOVERED_S = 60.0
 IN_FLIGHT = 4  # requests at a time: one of each of the hammer's threads
-
-
-def processes(cluster: RayCluster, name: str) -> list[psutil.Process]:
-    """Of the session's Ray, by a part of their title."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if name in " ".join(process.cmdline()):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
 
 
 def is_whole(service: Service) -> bool:
@@ -45,12 +31,12 @@ def hammer(service: Service) -> Iterator[Hammer]:
         yield running
 
 
-def test_a_killed_replica_fails_at_most_what_it_had_in_work(service: Service, hammer: Hammer, ray_cluster: RayCluster):
-    victim, *others = processes(ray_cluster, "ServeReplica:trialgate:classifier")
+def test_a_killed_replica_fails_at_most_what_it_had_in_work(service: Service, hammer: Hammer):
+    victim, *others = processes("ServeReplica:trialgate:classifier")
     assert len(others) == 1
     victim.kill()
     wait_until(
-        lambda: len(processes(ray_cluster, "ServeReplica:trialgate:classifier")) == 2 and is_whole(service),
+        lambda: len(processes("ServeReplica:trialgate:classifier")) == 2 and is_whole(service),
         RECOVERED_S,
     )
     answered = len(hammer.answers)
@@ -60,10 +46,10 @@ def test_a_killed_replica_fails_at_most_what_it_had_in_work(service: Service, ha
     assert [failure for failure in hammer.failures if "Error" not in failure and not failure.startswith("5")] == []
 
 
-def test_without_its_controller_the_service_goes_on(service: Service, hammer: Hammer, ray_cluster: RayCluster):
-    (controller,) = processes(ray_cluster, "ServeController")
+def test_without_its_controller_the_service_goes_on(service: Service, hammer: Hammer):
+    (controller,) = processes("ServeController")
     controller.kill()
-    wait_until(lambda: [found for found in processes(ray_cluster, "ServeController") if found != controller] != [],
+    wait_until(lambda: [found for found in processes("ServeController") if found != controller] != [],
                RECOVERED_S)  # fmt: skip
     answered = len(hammer.answers)
     wait_until(lambda: len(hammer.answers) > answered + 20, 30)
@@ -71,8 +57,8 @@ def test_without_its_controller_the_service_goes_on(service: Service, hammer: Ha
     wait_until(lambda: is_whole(service), RECOVERED_S)
 
 
-def test_the_proxy_comes_back_and_loses_only_what_it_held(service: Service, hammer: Hammer, ray_cluster: RayCluster):
-    (proxy,) = [found for found in processes(ray_cluster, "haproxy.cfg") if "bin/haproxy" in " ".join(found.cmdline())]
+def test_the_proxy_comes_back_and_loses_only_what_it_held(service: Service, hammer: Hammer):
+    (proxy,) = [found for found in processes("haproxy.cfg") if "bin/haproxy" in " ".join(found.cmdline())]
     proxy.kill()
     killed_at = time.monotonic()
     wait_until(lambda: any(at > killed_at + 1 for at, _ in hammer.answers), RECOVERED_S)

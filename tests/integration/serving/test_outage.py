@@ -13,9 +13,7 @@ from ray import serve
 from configs.schema import Settings
 from serve_app.app import application
 from tests.broken import cut
-from tests.conftest import RayCluster
-from tests.integration.serving.test_faults import processes
-from tests.integration.serving.world import Hammer, Registry, Service, wait_until
+from tests.integration.serving.world import Hammer, Registry, Service, processes, wait_until
 from tests.servers import MlflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -65,15 +63,15 @@ def _serves_last_good(service: Service) -> bool:
     return bool(found.get("ready") and found["started_from_last_good"] and found["registry_error"])
 
 
-def _replace_replica(cluster: RayCluster) -> None:
+def _replace_replica() -> None:
     """Kills it, and returns when Serve has started another."""
-    (victim,) = processes(cluster, f"ServeReplica:{NAME}:classifier")
+    (victim,) = processes(f"ServeReplica:{NAME}:classifier")
     victim.kill()
-    wait_until(lambda: [new for new in processes(cluster, f"ServeReplica:{NAME}:classifier") if new != victim] != [],
+    wait_until(lambda: [new for new in processes(f"ServeReplica:{NAME}:classifier") if new != victim] != [],
                SOON_S)  # fmt: skip
 
 
-def test_an_outage_of_mlflow(own: Service, server: MlflowServer, ray_cluster: RayCluster):
+def test_an_outage_of_mlflow(own: Service, server: MlflowServer):
     first = own.first_version
     wait_until(lambda: _replica(own).get("ready", False), SOON_S)
     assert not _replica(own)["started_from_last_good"]
@@ -84,7 +82,7 @@ def test_an_outage_of_mlflow(own: Service, server: MlflowServer, ray_cluster: Ra
         wait_until(lambda: len(hammer.answers) > answered + 20, SOON_S)
     assert hammer.failures == []
 
-    _replace_replica(ray_cluster)
+    _replace_replica()
     wait_until(lambda: _serves_last_good(own), SOON_S, lambda: _replica(own))
     assert own.predict().json()["model_version"] == first
 
@@ -97,7 +95,7 @@ def test_an_outage_of_mlflow(own: Service, server: MlflowServer, ray_cluster: Ra
     (weights,) = Path(own.settings.serving.cache_dir).rglob("model.safetensors")
     cut(weights.parent)
     assert own.predict().json()["label"] == "positive"
-    _replace_replica(ray_cluster)
+    _replace_replica()
     wait_until(lambda: bool(_replica(own).get("load_errors")), SOON_S, lambda: _replica(own))
     assert "the copy here is broken" in _replica(own)["load_errors"][0]["error"]
     assert own.predict().json()["error"]["code"] == "not_ready"

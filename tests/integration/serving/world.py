@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from configs.schema import Settings
 from serve_app.mlflow_client import PRODUCTION, VERSION_F1
@@ -39,12 +40,12 @@ class Registry:
         self.client = MlflowClient(uri, uri)
         self._made = 0
 
-    def register(self, spoil: Callable[[Path], None] = lambda folder: None) -> str:
+    def register(self, spoil: Callable[[Path], None] = lambda folder: None, width: int = 16) -> str:
         """A new version that answers "positive" exactly for texts with "good" in them; ``spoil`` may break it."""
         import mlflow
 
         self._made += 1
-        model = write_tiny_model(self._folder / f"model{self._made}", seed=self._made, rule=True)
+        model = write_tiny_model(self._folder / f"model{self._made}", seed=self._made, rule=True, width=width)
         spoil(model)
         mlflow.set_tracking_uri(self.uri)
         os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow exports it, and later tests would obey it
@@ -107,13 +108,26 @@ def copies(settings: Settings) -> list[str]:
     return sorted(path.name.removeprefix(".").rpartition("-")[0] for path in folders)
 
 
+def processes(name: str) -> list[psutil.Process]:
+    """Those of the Ray that this process has started, by a part of their title."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
 class Hammer:
-    """Context manager: threads that send requests without pause and keep every reply."""
+    """Context manager: threads that send requests without pause and keep what came of every one."""
 
     def __init__(self, service: Service, threads: int = 4) -> None:
         self._service, self._stop = service, threading.Event()
         self.failures: list[str] = []
         self.answers: list[tuple[float, str]] = []  # when (monotonic), version
+        self.seconds: list[float] = []  # of the answers
         self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(threads)]
 
     def __enter__(self) -> Hammer:
@@ -132,6 +146,7 @@ class Hammer:
         path, body = ("/predict", {"text": texts[0]}) if number % 2 else ("/batch_predict", {"texts": texts})
         with httpx.Client(base_url=self._service.url, timeout=30) as client:
             while not self._stop.is_set():
+                began = time.monotonic()
                 try:
                     response = client.post(path, json=body)
                 except httpx.HTTPError as error:
@@ -140,7 +155,8 @@ class Hammer:
                 if problem := self._problem(response):
                     self.failures.append(problem)
                 else:
-                    self.answers.append((time.monotonic(), response.headers["x-model-version"]))
+                    self.seconds.append(time.monotonic() - began)
+                    self.answers.append((began + self.seconds[-1], response.headers["x-model-version"]))
 
     def _problem(self, response: httpx.Response) -> str:
         if response.status_code != 200:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,19 @@ async def test_swap_leaves_requests_in_work_on_their_version(start, alias):
     gate.go.set()
     assert (await old).version == "1"
     assert (await new).version == "2"
+
+
+async def test_a_version_that_is_not_served_any_more_leaves_the_memory_at_once(start, alias):
+    alias.current = "1"
+    classifier = await start()
+    assert isinstance(await classifier.classify(["good"], True), Answer)
+    old = weakref.ref(classifier._served.loaded.engine)
+    gc.disable()  # which may be long in coming, with models of hundreds of megabytes
+    try:
+        alias.current = "2"
+        await until(lambda: classifier.status()["version"] == "2" and old() is None)
+    finally:
+        gc.enable()
 
 
 async def test_output_that_is_not_finite_fails_that_request_alone(start, alias):
