@@ -43,6 +43,7 @@ from serve_app.inference.metrics import F1Definition
 from serve_app.inference.packing import pack
 from serve_app.inference.saved_model import ModelInfo, write_model_folder
 from serve_app.inference.tokenizing import learn_wordpiece, tokenize
+from tests.benchmarks.serving_overload import overload_table, overloaded
 
 OURS, OURS_INT8 = "ours", "ours-int8"
 CONTENDERS = (OURS, OURS_INT8, "serve-batch", "fastapi", "tutorial", "litserve")
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = [raw(folder, name, texts, precision) for precision in precisions for name, texts in kinds.items()]
             for contender in options.contenders:
                 rows += measure(contender, folder, files, options)
-    print(table(rows))
+    print(overload_table(rows) if options.overload else table(rows))
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if options.picture and not options.overload:
@@ -146,22 +147,12 @@ def measure(contender: str, folder: Path, files: dict[str, Path], options: argpa
 
 
 def overload(folder: Path, files: dict[str, Path], options: argparse.Namespace) -> list[Row]:
-    """Ours at its capacity, then at four times that in an open loop, then one request; with the memory of all of it."""
-    rows = []
+    """Ours at four times its capacity, with each kind of texts."""
     with served(OURS, folder) as (url, server):
-        for kind, file in files.items():
-            peak = load(url, file, options, "--concurrency=32")
-            rows.append(_row(OURS, kind, "32", peak) | {"memory_mb": _memory_mb(server)})
-            rate = 4 * peak["requests_per_s"]
-            found = load(url, file, options, f"--rate={rate:.1f}", f"--seconds={options.overload}")
-            refused = found["statuses"].get("429", 0)
-            rows.append(_row(OURS, kind, f"open, {rate:.0f}/s ({refused} refused)", found, allowed=("200", "429"))
-                        | {"memory_mb": _memory_mb(server), "refused": found["refused"]})  # fmt: skip
-            after = load(url, file, options, "--concurrency=1", "--seconds=2", "--warm-up=0")
-            rows.append(_row(OURS, kind, "1, right afterwards", after) | {"memory_mb": _memory_mb(server)})
-    for row in rows:
-        print(json.dumps(row), file=sys.stderr)
-    return rows
+        return [
+            overloaded(url, server, kind, lambda *more, file=file: load(url, file, options, *more), options.overload)
+            for kind, file in files.items()
+        ]
 
 
 @contextlib.contextmanager
@@ -239,16 +230,10 @@ def draw(rows: Sequence[Row], path: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _row(contender: str, kind: str, how: str, found: Row, allowed: Sequence[str] = ("200",)) -> Row:
-    errors = sum(count for status, count in found["statuses"].items() if status not in allowed)
+def _row(contender: str, kind: str, how: str, found: Row) -> Row:
+    errors = sum(count for status, count in found["statuses"].items() if status != "200")
     kept = {name: found[name] for name in ("requests_per_s", "p50_ms", "p95_ms", "p99_ms")}
     return {"contender": contender, "kind": kind, "load": how, **kept, "errors": errors}
-
-
-def _memory_mb(server: psutil.Process) -> float:
-    """Of the replicas, MB."""
-    replicas = [child for child in server.children(recursive=True) if "ServeReplica" in " ".join(child.cmdline())]
-    return sum(child.memory_full_info().uss for child in replicas) / 1e6
 
 
 def _wait_for_answer(url: str, server: subprocess.Popen[bytes], log: str) -> None:

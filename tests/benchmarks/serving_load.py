@@ -37,6 +37,7 @@ class Load:
         self._sent = 0
         self.latencies: list[float] = []
         self.refused_latencies: list[float] = []
+        self.with_retry_after = 0
         self.statuses: Counter[str] = Counter()
 
     async def send(self, due: float) -> None:
@@ -46,9 +47,9 @@ class Load:
         try:
             async with self._session.post(self._url, data=body, headers={"content-type": "application/json"}) as answer:
                 await answer.read()
-                status = str(answer.status)
+                status, said_when = str(answer.status), "Retry-After" in answer.headers
         except (aiohttp.ClientError, TimeoutError) as error:
-            status = type(error).__name__
+            status, said_when = type(error).__name__, False
         if due < self._counts_from:
             return
         self.statuses[status] += 1
@@ -56,6 +57,7 @@ class Load:
             self.latencies.append(time.perf_counter() - due)
         elif status == "429":
             self.refused_latencies.append(time.perf_counter() - due)
+            self.with_retry_after += said_when
 
 
 async def closed_loop(load: Load, concurrency: int, until: float) -> None:
@@ -106,8 +108,10 @@ async def run(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, An
         "requests_per_s": len(load.latencies) / options.seconds,
         **percentiles(load.latencies),
         "refused": percentiles(load.refused_latencies) if load.refused_latencies else None,
+        "with_retry_after": load.with_retry_after,  # of the refused
         "statuses": dict(load.statuses),
         "client_cpu_s": usage.ru_utime + usage.ru_stime,
+        "client_s": time.perf_counter() - began + options.warm_up,
     }
 
 
