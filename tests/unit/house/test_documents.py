@@ -67,9 +67,7 @@ def test_the_promised_configs_ship() -> None:
     assert {"quickstart.yaml", "imdb.yaml", "serving.yaml", "serve.yaml"} <= {path.name for path in _shipped()}
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in _shipped() if path.name not in OTHERS], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [path for path in _shipped() if path.name not in OTHERS], ids=lambda path: path.name)
 def test_every_shipped_config_loads_by_its_bare_name(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
