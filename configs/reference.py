@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from configs.loading import ENV_PREFIX
 from configs.schema import Settings
@@ -105,9 +104,9 @@ def _name(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.default_factory() if field.default_factory is not None else field.default  # type: ignore[call-arg]
-    if value is PydanticUndefined:
+    if field.is_required():
         return "*required*"
+    value = field.default_factory() if field.default_factory is not None else field.default  # type: ignore[call-arg]
     if value is None:
         return ""
     if isinstance(value, bool):
