@@ -17,7 +17,7 @@ from gate.suite import Case, Invariance, MinimumFunctionality, Suite, Test
 
 Predict = Callable[[Sequence[str]], np.ndarray]
 
-_EXAMPLES = 3  # failing cases that a report shows of each test
+EXAMPLES = 3  # failing cases that a report shows of each test
 
 
 class BehaviourError(ValueError):
@@ -210,7 +210,7 @@ class _Judge:
             description=test.description,
             cases=len(cases),
             failures=len(failures),
-            examples=failures[:_EXAMPLES],
+            examples=failures[:EXAMPLES],
         )
 
     def _failure(self, test: Test, case: Case) -> Failure | None:

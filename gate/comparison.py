@@ -15,7 +15,7 @@ from gate.slices import averaged_in_slice
 from gate.statistics import Count, F1OfCells, Interval, Positive, Share, interval, mcnemar
 from serve_app.inference.metrics import F1Definition
 
-_EXAMPLES = 20
+EXAMPLES = 20  # ids of texts gained, and of texts lost
 
 Cell = tuple[Count, Count, Count, Positive]  # true class, production's class, the candidate's class, texts
 
@@ -96,8 +96,8 @@ def compare(
         {name: _cells(predicted[members]) for name, members in slices.items()},
         list(label_names),
         definition,
-        gained[:_EXAMPLES],
-        lost[:_EXAMPLES],
+        gained[:EXAMPLES],
+        lost[:EXAMPLES],
     )
 
 

@@ -5,13 +5,17 @@ The verdict and its checks are not looked at here: ``gate.policy`` computes them
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 from pydantic import BaseModel
 
-from gate.comparison import Comparison, confusion_of, recomputed
+from configs.gate import SHIPPED_SUITE
+from gate.behaviour import EXAMPLES as FAILURES_SHOWN
+from gate.behaviour import BehaviourReport
+from gate.comparison import EXAMPLES, Comparison, confusion_of, recomputed
 from gate.decision import Decision
 from gate.evaluation import Score, from_confusion, slice_score
 from gate.policy import Evidence, scored_fact
@@ -49,7 +53,11 @@ def contradictions(decision: Decision, evidence: Evidence) -> Iterator[str]:
             yield from _comparison(evidence.comparison, evidence.candidate, evidence.production)
     if decision.policy is not None:
         yield from unlike("minimum F1", decision.minimum_f1, decision.policy.minimum_f1)
+        if evidence.behaviour is not None:
+            yield from _behaviour(evidence.behaviour, decision.policy.behaviour_suites)
     yield from unlike("a production version", decision.baseline_version is not None, evidence.production_exists)
+    if evidence.production_version is not None:
+        yield from unlike("production version before", decision.baseline_version, evidence.production_version)
 
 
 def unlike(what: str, recorded: Any, found: Any) -> list[str]:
@@ -159,6 +167,23 @@ def _comparison(comparison: Comparison, candidate: Score, production: Score) -> 
             continue
         for recorded, computed in zip(score.slices, slices, strict=True):
             yield from unlike(f"slice {recorded.name} of the {side}", recorded, computed)
+
+    for name, examples, texts in (
+        ("gained", comparison.gained_examples, comparison.gained),
+        ("lost", comparison.lost_examples, comparison.lost),
+    ):
+        yield from unlike(f"comparison, examples of texts {name}", len(examples), min(texts, EXAMPLES))
+
+
+def _behaviour(report: BehaviourReport, asked_for: Sequence[str]) -> Iterator[str]:
+    """The suites must be those of the policy, as far as their addresses say; every test shows some of its failures."""
+    yield from unlike("behavioural suites of the policy", len(asked_for), len(report.suites))
+    for address, suite in zip(asked_for, report.suites, strict=False):
+        if re.fullmatch(SHIPPED_SUITE, address):
+            yield from unlike("behavioural suite of the policy", address, suite.name)
+        for test in suite.tests:
+            what = f"examples of failures in {suite.name}, {test.capability}"
+            yield from unlike(what, len(test.examples), min(test.failures, FAILURES_SHOWN))
 
 
 def _shown(value: Any) -> str:

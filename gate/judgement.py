@@ -185,14 +185,15 @@ class Judge:
         production: ModelVersion | None,
         facts: list[Check],
     ) -> Evidence:
+        version = str(production.version) if production is not None else None
         if new is None or split is None:
-            return Evidence(production_exists=production is not None, facts=facts)
+            return Evidence(production_exists=production is not None, production_version=version, facts=facts)
         if self._behaviour is None:
             try:
                 self._behaviour = behaviour_of(new.scored.engine, self._suites)
             except BehaviourError as error:
                 facts.append(Check(name="behaviour", passed=False, message=str(error), overridable=False))
-        beside = str(production.version) if production is not None and old is not None else None
+        beside = version if old is not None else None
         if beside not in self._speeds:
             both = [new] if old is None else [new, old]
             rounds = ROUNDS_TO_INFORM if self._settings.gate.max_latency_ratio is None else ROUNDS
@@ -201,6 +202,7 @@ class Judge:
         speeds = self._speeds[beside]
         return Evidence(
             production_exists=production is not None,
+            production_version=version,
             candidate=new.scored.score,
             production=old.scored.score if old else None,
             comparison=_compared(new.scored, old.scored, split) if old else None,

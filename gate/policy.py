@@ -19,11 +19,13 @@ SMALLEST_SLICE: Final = 50  # texts; in fewer, a slice's F1 moves by chance more
 
 
 class Evidence(BaseModel):
-    """What a decision rests on. ``facts``: what was found on the way, such as a model that cannot be loaded."""
+    """What a decision rests on. ``production_version``: the number of the version in production, None if there is none.
+    ``facts``: what was found on the way, such as a model that cannot be loaded."""
 
     model_config = ConfigDict(extra="forbid")
 
     production_exists: bool
+    production_version: str | None = None  # None also in what earlier releases recorded
     candidate: Score | None = None
     production: Score | None = None
     comparison: Comparison | None = None

@@ -143,6 +143,8 @@ def _what_happened(decision: Decision) -> Iterator[str]:
         yield f"force: a {decision.action} is never forced"
     if decision.force and not (decision.forced_reason or "").strip():
         yield "force: recorded without a reason"
+    if decision.forced_reason is not None and decision.action in ("check", "prune"):
+        yield f"forced_reason: a {decision.action} is given none"
     done = decision.decision in ("promoted", "forced", "rolled_back")
     if done and decision.model_version is None:
         yield f"version: none is recorded that was {decision.decision}"

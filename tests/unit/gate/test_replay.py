@@ -18,6 +18,7 @@ import pytest
 from configs.exit_codes import Unreachable
 from configs.gate import GateConfig
 from gate.__main__ import main
+from gate.behaviour import BehaviourReport, Failure, SuiteReport, TestReport
 from gate.decision import Decision, GateUsageError
 from gate.decision_page import decision_page
 from gate.policy import Evidence, judge_evidence
@@ -42,14 +43,24 @@ def _decided(found: Evidence, *, force: bool = False, **policy: Any) -> Decision
     )  # fmt: skip
 
 
+def _evidence(candidate: float = 0.92, production: float | None = 0.9) -> Evidence:
+    failure = Failure(text="not bad at all", expected="positive", found="negative 0.9")
+    test = TestReport(
+        capability="negation", type="MFT", description="denied", cases=9, failures=7, examples=[failure] * 3
+    )
+    suite = SuiteReport(name="sentiment", digest="d" * 64, tests=[test])
+    more = {"behaviour": BehaviourReport.of([suite]), "production_version": "1" if production else None}
+    return evidence(candidate, production).model_copy(update=more)
+
+
 @cache
 def _decision(candidate: float = 0.92, production: float | None = 0.9, **settings: Any) -> Decision:
-    return _decided(evidence(candidate, production), **settings)
+    return _decided(_evidence(candidate, production), **settings)
 
 
 def _unscored(fact: str) -> Decision:
     lost = Check(name=fact, passed=False, message="it does not load", overridable=fact == "production_score")
-    found = evidence(0.92)
+    found = _evidence()
     kept = [each for each in found.facts if each.name != fact]
     if fact == "candidate_score":
         kept = [each for each in kept if each.name == NOT_ROLLED_BACK]
@@ -171,6 +182,13 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "behaviour gone": (_set("evidence.behaviour", None), "behavioural tests: missing"),
     "production version": (_set("production_version", "7"), "production version: recorded 7, computed 1"),
     "changed": (_set("changed", True), "changed: recorded True, computed False"),
+    "examples gained": (_set("evidence.comparison.gained_examples", ["id-1"]), "examples of texts gained"),
+    "examples lost": (lambda it: it["evidence"]["comparison"]["lost_examples"].pop(), "examples of texts lost"),
+    "examples of failures": (_set("evidence.behaviour.suites.0.tests.0.examples", []), "examples of failures in sent"),
+    "no suites": (_set("policy.behaviour_suites", []), "behavioural suites of the policy: recorded 0, computed 1"),
+    "another suite": (_set("policy.behaviour_suites", ["topics"]), "behavioural suite of the policy: recorded topics"),
+    "version before": (_set("baseline_version", "7"), "production version before: recorded 7, computed 1"),
+    "reason of a check": (_everywhere(_set("action", "check"), _set("forced_reason", "r")), "a check is given none"),
     "first of all": (_set("baseline_version", None), "a production version"),
     "check by force": (_everywhere(_set("action", "check"), _set("force", True)), "force: a check is never forced"),
     "no evidence": (_set("evidence", None), "the document has no evidence"),
@@ -196,6 +214,22 @@ def test_what_was_changed_is_found(name: str, tmp_path: Path, capsys: pytest.Cap
     assert any(words in difference for difference in found.differences), found.differences
     assert main(["replay", str(file)]) == 1
     assert words in capsys.readouterr().out
+
+
+def test_another_version_before_a_forced_decision_is_found() -> None:
+    """Where everything that follows from it is changed with it."""
+    forced = _decision(0.8, force=True)
+    assert forced.decision == "forced"
+    assert replay(forced).agrees
+    found = replay(forced.model_copy(update={"baseline_version": "7"}))
+    assert found.differences == ["production version before: recorded 7, computed 1"]
+
+
+def test_a_document_of_an_earlier_release_has_no_version_before() -> None:
+    before = _decision().evidence
+    assert before is not None
+    earlier = before.model_copy(update={"production_version": None})
+    assert replay(_decision().model_copy(update={"evidence": earlier})).agrees
 
 
 def test_a_document_of_other_scoring_code_says_so_if_it_differs() -> None:
