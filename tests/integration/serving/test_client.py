@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_app import smoke
 from serve_app.client import AsyncClient, Client, InvalidRequest, RetryPolicy, Unreachable
 from tests.integration.serving.world import Service, free_port
 
@@ -69,3 +70,13 @@ def test_the_block_of_the_document_does_what_it_says(service: Service, capsys: p
     assert len(lines) == 102
     assert f"negative by version {service.first_version}: an awful book" in lines[2]
     assert lines[-1].startswith("text_too_long ")
+
+
+def test_the_smoke_test_passes_on_the_running_service_and_fails_for_another_version(
+    service: Service, capsys: pytest.CaptureFixture[str]
+):
+    version = service.first_version
+    assert smoke.main(["--url", service.url, "--version", version, "--timeout", "30"]) == 0
+    assert f"serve version {version}" in capsys.readouterr().out
+    assert smoke.main(["--url", service.url, "--version", "999", "--timeout", "0.1"]) == 1
+    assert "expected version 999 on every replica" in capsys.readouterr().err

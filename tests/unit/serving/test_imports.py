@@ -18,6 +18,8 @@ import pytest
         ("serve_app.batcher", "ray"),
         ("serve_app.client", "ray"),
         ("serve_app.client", "torch"),
+        ("serve_app.smoke", "ray"),
+        ("serve_app.smoke", "mlflow"),
     ],
 )
 def test_parts_do_not_load_what_they_do_not_use(module: str, without: str):
