@@ -48,7 +48,7 @@ lock: ## resolve the dependencies anew and write constraints.txt
 	@test -n "$(PYTHON)" || { echo "Trialgate needs Python 3.11 or newer; set it with: make PYTHON=..."; exit 1; }
 	@echo "Resolving in .venv-lock; this takes 2 to 10 minutes."
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	@.venv-lock/bin/python -m pip --disable-pip-version-check -qq install '.[dev,s3,bench]'
+	@.venv-lock/bin/python -m pip --disable-pip-version-check -qq install '.[dev,s3,bench,postgresql,ship]'
 	@{ sed '/^[^#]/,$$d' constraints.txt; .venv-lock/bin/python -m pip freeze --all --exclude trialgate --exclude pip \
 		| sed -E 's/\+[A-Za-z0-9.]+$$//' | grep -Ev '^(nvidia|cuda|triton)[-_=]'; } > constraints.txt.new
 	@! grep -nE ' @ |file:|^-' constraints.txt.new
