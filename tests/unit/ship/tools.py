@@ -36,10 +36,12 @@ def documents(path: str) -> list[Any]:
 
 def lint(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a checker in the repository; skips the test where it is not installed."""
-    program = Path(sys.executable).parent / tool
+    programs = Path(sys.executable).parent
+    program = programs / tool
     if not program.is_file():
         pytest.skip(f"{tool} is not installed: pip install -e '.[ship]'")
-    environment = {**os.environ, "NO_COLOR": "1"}
+    # jactionlint looks for shellcheck in PATH.
+    environment = {**os.environ, "NO_COLOR": "1", "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run([program, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
 
 
