@@ -26,7 +26,7 @@ from serve_app.errors import ErrorCode, ServiceError, deadline_exceeded
 from serve_app.metrics import GatewayMetrics
 
 REQUEST_ID = b"x-request-id"
-_VALID_ID = re.compile(r"[\x20-\x7e]{1,128}\Z")
+_VALID_ID = re.compile(rb"[\x20-\x7e]{1,128}")
 _SCOPE_KEY = "trialgate.exchange"
 _CLIENT_GONE = 499  # nginx's status for a request whose client went away; only metrics and access log see it
 logger = logging.getLogger(__name__)
@@ -71,6 +71,11 @@ def exchange_of(scope: MutableMapping[str, Any]) -> Exchange:
     return exchange
 
 
+def is_request_id(value: bytes) -> bool:
+    """Whether a client's ``x-request-id`` is echoed: 1 to 128 printable ASCII characters."""
+    return _VALID_ID.fullmatch(value) is not None
+
+
 class Edge:
     """ASGI middleware around the gateway's routes.
 
@@ -102,9 +107,9 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == REQUEST_ID), None)
-        valid = given is not None and _VALID_ID.match(given) is not None
-        request_id = given if given is not None and valid else uuid.uuid4().hex
+        given = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
+        valid = is_request_id(given)
+        request_id = given.decode("ascii") if valid else uuid.uuid4().hex
         path = _path(scope)
         exchange = Exchange(request_id, time.perf_counter(), self._own_deadlines_s.get(path, self._deadline_s))
         scope[_SCOPE_KEY] = exchange

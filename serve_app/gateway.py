@@ -16,6 +16,7 @@ from serve_app.answers import Answer, Explanation
 from serve_app.api import create_api
 from serve_app.board import Reporter, View
 from serve_app.errors import ErrorCode
+from serve_app.front import guard_server
 from serve_app.metrics import GatewayMetrics, snapshot
 from serve_app.mode import log_mode
 
@@ -101,6 +102,7 @@ class GatewayReplica:
 
         log_mode()
         log_to_replica_file()
+        guard_server()
         self._metrics = GatewayMetrics()
         self._reporter = Reporter(
             "gateway",

@@ -16,6 +16,7 @@ from serve_app.answers import Answer, Explanation, Refusal
 from serve_app.api import create_api
 from serve_app.board import Reporter, View
 from serve_app.classifier import Classifier
+from serve_app.front import guard_server
 from serve_app.metrics import GatewayMetrics, snapshot
 from serve_app.mode import log_mode
 
@@ -73,6 +74,7 @@ class ServiceReplica(ClassifierReplica):
     ) -> None:
         resolved = Settings.model_validate(settings)
         log_to_replica_file()
+        guard_server()
         self._http_metrics = GatewayMetrics()
         await self._begin(resolved, board)
         self._api = create_api(
