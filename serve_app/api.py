@@ -112,6 +112,7 @@ def create_api(
         docs_url=None,  # FastAPI's own takes Swagger UI from the internet
         redoc_url=None,
         redirect_slashes=False,
+        responses=error_replies(500, 504),  # of every route
     )
     api.add_middleware(
         Edge,
@@ -157,8 +158,8 @@ def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: 
         response_model=Prediction,
         summary="Classify one text",
         tags=["predictions"],
-        responses=error_replies(400, 401, 413, 415, 422, 429, 500, 503, 504),
-        openapi_extra=request_body(PredictRequest),
+        responses=error_replies(400, 401, 413, 415, 422, 429, 503),
+        openapi_extra=request_body(PredictRequest, limits),
     )
     async def predict(request: Request) -> Response:
         exchange = exchange_of(request.scope)
@@ -174,8 +175,8 @@ def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: 
         response_model=BatchPrediction,
         summary="Classify several texts, all by one version",
         tags=["predictions"],
-        responses=error_replies(400, 401, 413, 415, 422, 429, 500, 503, 504),
-        openapi_extra=request_body(BatchPredictRequest),
+        responses=error_replies(400, 401, 413, 415, 422, 429, 503),
+        openapi_extra=request_body(BatchPredictRequest, limits),
     )
     async def batch_predict(request: Request) -> Response:
         exchange = exchange_of(request.scope)
@@ -221,8 +222,8 @@ def _add_explain_route(api: FastAPI, settings: Settings, backend: Backend, keys:
         response_model=ExplainedPrediction,
         summary="Which words moved the answer for one text",
         tags=["predictions"],
-        responses=error_replies(400, 401, 413, 415, 422, 429, 500, 503, 504),
-        openapi_extra=request_body(ExplainRequest),
+        responses=error_replies(400, 401, 413, 415, 422, 429, 503),
+        openapi_extra=request_body(ExplainRequest, limits),
     )
     async def explain(request: Request) -> Response:
         exchange = exchange_of(request.scope)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from email.message import Message
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -14,9 +16,7 @@ from serve_app.errors import ErrorCode, ServiceError
 
 async def read_body(request: Request, limits: ServingConfig, exchange: Exchange) -> bytes:
     """The body, refused before it is read whole if it is not JSON by its type or too large. Raises ServiceError."""
-    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
-    charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2].partition(";")[0]
-    if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
+    if not is_json(request.headers.getlist("content-type")):
         message = "The body must be sent as 'Content-Type: application/json' in UTF-8."
         raise ServiceError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, message)
     too_large = ServiceError(
@@ -36,3 +36,13 @@ async def read_body(request: Request, limits: ServingConfig, exchange: Exchange)
         except ClientDisconnect:
             raise asyncio.CancelledError from None  # nobody is there to read an answer
     return bytes(body)
+
+
+def is_json(content_types: Sequence[str]) -> bool:
+    """Whether a request's Content-Type headers say application/json, in UTF-8 if they name a charset."""
+    if len(content_types) != 1:
+        return False
+    header = Message()
+    header["content-type"] = content_types[0]
+    charsets = {str(value).lower() for name, value in header.get_params([])[1:] if name.lower() == "charset"}
+    return header.get_content_type() == "application/json" and charsets <= {"utf-8", "utf8"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from configs.schema import ServingConfig
 from serve_app.errors import ErrorCode, ServiceError
@@ -30,7 +30,10 @@ class PredictRequest(_Request):
 class BatchPredictRequest(_Request):
     """Body of POST /batch_predict."""
 
-    texts: list[str] = Field(min_length=1, description="The texts to classify, at most max_client_batch_size.")
+    # The first that is no text ends it: a list of a million problems would hold up everybody else for seconds.
+    texts: Annotated[list[str], FailFast()] = Field(
+        min_length=1, description="The texts to classify, at most max_client_batch_size."
+    )
     truncate: bool = _TRUNCATE
 
 
@@ -84,13 +87,13 @@ class ExplainedPrediction(Prediction):
 class Health(BaseModel):
     """Reply of GET /health."""
 
-    status: str = Field(examples=["ok"])
+    status: Literal["ok"]
 
 
 class Readiness(BaseModel):
     """Reply of GET /ready: at least one classifier replica has a model loaded and warm."""
 
-    status: str = Field(examples=["ready"])
+    status: Literal["ready"]
     ready_replicas: int
     replicas: int
 
@@ -118,6 +121,36 @@ class ExplanationLimits(BaseModel):
     max_concurrent: int = Field(description="Explanations that one replica admits at once; beyond: 429.")
 
 
+class LoadError(BaseModel):
+    """A version that a replica could not load."""
+
+    version: str
+    error: str = Field(description="What was found, and what to do.")
+    tries: int = Field(description="How often it was tried.")
+    at: float = Field(description="When it was tried last, seconds since 1970.")
+
+
+class Replica(BaseModel):
+    """A classifier replica. What is about its model is left out while it has none."""
+
+    replica: str
+    ready: bool
+    version: str | None = Field(description="The version that it serves.")
+    desired_version: str | None = Field(description="The version that the alias names.")
+    loading_version: str | None
+    load_errors: list[LoadError]
+    registry_error: str | None = Field(description="Why it cannot ask the registry.")
+    since: float = Field(0.0, description="When it put its version to work, seconds since 1970.")
+    run_id: str | None = None
+    f1: float | None = None
+    labels: list[str] = []
+    max_length: int = 0
+    precision: str = ""
+    precision_reason: str = ""
+    device: str = ""
+    weights_digest: str = ""
+
+
 class Info(BaseModel):
     """Reply of GET /info. What is about the model is null while there is none."""
 
@@ -134,7 +167,7 @@ class Info(BaseModel):
     draining: bool
     limits: Limits
     explanations: ExplanationLimits | None = Field(description="Null when /explain is switched off.")
-    replicas: list[dict[str, Any]] = Field(description="Every classifier: its version, and what it could not load.")
+    replicas: list[Replica] = Field(description="Every classifier.")
 
 
 class ErrorBody(BaseModel):
@@ -186,13 +219,17 @@ def _validate(model: type[RequestModel], body: bytes) -> RequestModel:
     values = _parse_json(body)
     if not isinstance(values, dict):
         raise ServiceError(ErrorCode.INVALID_REQUEST, f"The body must be a JSON object, found {_json_type(values)}.")
+    if unknown := [name for name in values if name not in model.model_fields]:  # pydantic takes long to list thousands
+        told = ", ".join(_field((name,)) for name in unknown[:3])
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        known = ", ".join(f"'{name}'" for name in model.model_fields)
+        raise ServiceError(ErrorCode.INVALID_REQUEST, f"{told}{more}: unknown field; there are {known}.")
     try:
         return model.model_validate(values)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
-        told = "; ".join(_describe(problem["type"], problem["loc"], problem["msg"]) for problem in problems[:3])
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ServiceError(ErrorCode.INVALID_REQUEST, f"{told}{more}.") from None
+        told = "; ".join(f"{_field(problem['loc'])}: {problem['msg']}" for problem in problems)
+        raise ServiceError(ErrorCode.INVALID_REQUEST, f"{told}.") from None
 
 
 def _parse_json(body: bytes) -> Any:
@@ -205,7 +242,8 @@ def _parse_json(body: bytes) -> Any:
     except RecursionError:
         raise ServiceError(ErrorCode.BAD_JSON, "The body is nested too deeply.") from None
     except json.JSONDecodeError as error:
-        raise ServiceError(ErrorCode.BAD_JSON, f"The body is not JSON: {error.msg} at character {error.pos}.") from None
+        problem = error.msg.removesuffix(" at")  # some of these messages end in it
+        raise ServiceError(ErrorCode.BAD_JSON, f"The body is not JSON: {problem} at character {error.pos}.") from None
     except ValueError as error:
         raise ServiceError(ErrorCode.BAD_JSON, f"The body is not JSON: {error}.") from None
 
@@ -215,6 +253,11 @@ def _refuse_constant(name: str) -> None:
 
 
 def _check_text(field: str, text: str, limits: ServingConfig) -> None:
+    if len(text) > limits.max_text_chars:
+        raise ServiceError(
+            ErrorCode.TEXT_TOO_LONG,
+            f"'{field}' has {len(text)} characters, at most {limits.max_text_chars} are taken.",
+        )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -222,20 +265,11 @@ def _check_text(field: str, text: str, limits: ServingConfig) -> None:
         raise ServiceError(ErrorCode.INVALID_REQUEST, message) from None
     if is_empty(text):
         raise ServiceError(ErrorCode.EMPTY_TEXT, f"'{field}' has no visible characters.")
-    if len(text) > limits.max_text_chars:
-        raise ServiceError(
-            ErrorCode.TEXT_TOO_LONG,
-            f"'{field}' has {len(text)} characters, at most {limits.max_text_chars} are taken.",
-        )
 
 
 def is_empty(text: str) -> bool:
     """Whether nothing is left of ``text`` without white space and control characters, which no model sees."""
     return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
-
-
-def _describe(kind: str, location: tuple[int | str, ...], message: str) -> str:
-    return f"{_field(location)}: {'unknown field' if kind == 'extra_forbidden' else message}"
 
 
 def _field(location: tuple[int | str, ...]) -> str:

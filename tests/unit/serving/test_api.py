@@ -18,7 +18,8 @@ from serve_app.errors import ErrorCode, ServiceError
 from serve_app.metrics import GatewayMetrics, render, snapshot
 from serve_app.schemas import Info
 
-READY = {"replica": "r1", "ready": True, "version": "7", "since": 5.0, "labels": ["no", "yes"], "max_length": 64}
+READY = {"replica": "r1", "ready": True, "version": "7", "since": 5.0, "labels": ["no", "yes"], "max_length": 64,
+         "desired_version": "7", "loading_version": None, "load_errors": [], "registry_error": None}  # fmt: skip
 JSON = {"content-type": "application/json"}
 
 
@@ -158,6 +159,8 @@ async def test_batch_keeps_the_order_and_names_one_version(service):
         (b'{"text": " \\n\\t\\u3000"}', "empty_text"),
         (b'{"text": "\\u0000\\u200b"}', "empty_text"),
         (json.dumps({"text": "a" * 101}).encode(), "text_too_long"),
+        (json.dumps({"text": " " * 101}).encode(), "text_too_long"),  # always, whatever else it is
+        (json.dumps({"text": "\ud800" * 101}).encode(), "text_too_long"),
     ],
 )
 async def test_predict_refuses(service, body, code):
@@ -190,15 +193,26 @@ async def test_unusual_texts_are_texts(service, text):
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx",
-                                          "application/json; charset=latin-1"])  # fmt: skip
+                                          "application/json; charset=latin-1", "application/json; charset=utf-16",
+                                          "application/json; charset=utf-8; charset=latin-1", "text/json",
+                                          "application/json, text/plain", "application/json; charset",
+                                          "application/json; charset*=utf-8''%ff"])  # fmt: skip
 async def test_other_media_types_are_415(service, content_type):
     check_error(await service.post({"text": "a"}, **{"content-type": content_type}), "unsupported_media_type")
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON",
-                                          'application/json;charset="UTF-8"'])  # fmt: skip
+                                          'application/json;charset="UTF-8"', "application/json;",
+                                          "application/json; notcharset=latin-1",
+                                          'application/json; version="charset=latin-1"'])  # fmt: skip
 async def test_json_by_any_spelling_is_taken(service, content_type):
     assert (await service.post({"text": "a"}, **{"content-type": content_type})).status_code == 200
+
+
+async def test_two_media_types_are_none(service):
+    headers = [("content-type", "application/json"), ("content-type", "text/plain")]
+    response = await service.client.post("/predict", content=b'{"text": "a"}', headers=headers)
+    check_error(response, "unsupported_media_type")
 
 
 async def test_unknown_route_and_method(service):
@@ -303,7 +317,8 @@ async def test_health_ready_and_version_header_follow_the_view(service):
 
 
 async def test_info_shows_the_newest_version_and_all_replicas(service):
-    older = {**READY, "replica": "r0", "version": "6", "since": 1.0, "load_errors": [{"version": "7", "error": "x"}]}
+    failed = {"version": "7", "error": "x", "tries": 2, "at": 4.0}
+    older = {**READY, "replica": "r0", "version": "6", "since": 1.0, "load_errors": [failed]}
     service.backend.view["replicas"].append(older)
     info = (await service.client.get("/info")).json()
     Info.model_validate(info, extra="forbid")
@@ -399,8 +414,18 @@ async def test_openapi_is_true_to_the_code(service):
     schema = predict["requestBody"]["content"]["application/json"]["schema"]
     assert schema["required"] == ["text"]
     assert schema["additionalProperties"] is False
+    assert schema["properties"]["text"]["maxLength"] == 100
     assert set(predict["responses"]) == {"200", "400", "401", "413", "415", "422", "429", "500", "503", "504"}
-    assert "Server-Timing" in predict["responses"]["422"]["headers"]
+    batch = document["paths"]["/batch_predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert batch["properties"]["texts"]["maxItems"] == 3
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                expected = {"x-request-id", "x-model-version", "Server-Timing"}
+                expected |= {"Retry-After"} if status in ("429", "503") else set()
+                expected |= {"WWW-Authenticate"} if status == "401" else set()
+                assert set(response["headers"]) == expected
+                assert all(header["required"] for header in response["headers"].values())
 
 
 async def test_requests_are_counted_by_route_and_code(service):
