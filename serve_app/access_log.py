@@ -1,4 +1,4 @@
-"""The access log: one line of JSON for every answered request.
+"""The access log, one line of JSON for every answered request, and where replicas log.
 
 A line has nothing of the texts, no key, and nothing of the client's making but the request id, which is printable ASCII
 and JSON-encoded: routes and methods that are not ours are "other".
@@ -48,19 +48,25 @@ def access_line(
 
 
 def log_to_replica_file() -> None:
-    """Sends the lines into the log file of the Ray Serve replica that this process is, each as it is.
+    """Sends the access lines, each as it is, and what the application logs, in Serve's format, into the log file of the
+    Ray Serve replica that this process is.
 
-    Straight to the file's handler: in throughput-optimized mode Serve holds back up to 1000 records before it.
+    Straight to the file's handler: in throughput-optimized mode Serve holds back up to 1000 records before it, among
+    them all that goes to standard error.
     """
-    access_logger.setLevel(logging.INFO)
-    access_logger.propagate = False
-    for handler in logging.getLogger("ray.serve").handlers:
-        file = handler.target if isinstance(handler, logging.handlers.MemoryHandler) else handler
-        if isinstance(file, logging.FileHandler) and file not in access_logger.handlers:
-            file.setFormatter(_LinesAsTheyAre(file.formatter))
-            access_logger.addHandler(file)
-    if not access_logger.handlers:
-        access_logger.addHandler(logging.StreamHandler())  # Ray keeps what a worker prints
+    serves = logging.getLogger("ray.serve").handlers
+    targets = [handler.target if isinstance(handler, logging.handlers.MemoryHandler) else handler for handler in serves]
+    handlers: list[logging.Handler] = [target for target in targets if isinstance(target, logging.FileHandler)]
+    if not handlers:
+        handlers = [logging.StreamHandler()]  # Ray keeps what a worker prints
+    for logger in (access_logger, logging.getLogger(__package__)):
+        if not logger.handlers:  # else done before
+            logger.setLevel(logging.INFO)
+            logger.propagate = False
+            logger.handlers = list(handlers)
+    for handler in handlers:
+        if not isinstance(handler.formatter, _LinesAsTheyAre):
+            handler.setFormatter(_LinesAsTheyAre(handler.formatter))
 
 
 class _LinesAsTheyAre(logging.Formatter):

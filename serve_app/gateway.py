@@ -100,8 +100,8 @@ class GatewayReplica:
     ) -> None:
         from ray import serve
 
-        log_mode()
         log_to_replica_file()
+        log_mode()
         guard_server()
         self._metrics = GatewayMetrics()
         self._reporter = Reporter(

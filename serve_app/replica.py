@@ -35,6 +35,7 @@ class ClassifierReplica:
     async def _begin(self, settings: Settings, board: DeploymentHandle[Any]) -> None:
         from ray import serve
 
+        log_to_replica_file()
         log_mode()
         replica = serve.get_replica_context().replica_id.unique_id
         self._classifier = Classifier(settings, replica, on_change=lambda: self._reporter.news())
@@ -73,7 +74,6 @@ class ServiceReplica(ClassifierReplica):
         self, settings: dict[str, Any], key_digests: list[str], board: DeploymentHandle[Any]
     ) -> None:
         resolved = Settings.model_validate(settings)
-        log_to_replica_file()
         guard_server()
         self._http_metrics = GatewayMetrics()
         await self._begin(resolved, board)

@@ -53,5 +53,10 @@ def test_no_log_of_the_service_has_a_text_a_key_or_a_path_and_serve_does_not_log
     assert not [line for line in told if "POST /predict" in line]
 
 
+def test_the_mode_is_logged_by_every_replica(service: Service, logs: Path):
+    for file in (logs / "serve").glob("replica_trialgate_classifier_*.log"):
+        assert [line for line in _lines(file) if "serving behind HAProxy, throughput-optimized replicas" in line], file
+
+
 def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -100,13 +100,15 @@ def replica_log(tmp_path: Path) -> Iterator[Path]:
     serve_logger, file = logging.getLogger("ray.serve"), logging.FileHandler(tmp_path / "replica.log")
     file.setFormatter(logging.Formatter("%(levelname)s replica -- %(message)s"))
     handler = logging.handlers.MemoryHandler(1000, target=file)
-    before = serve_logger.handlers, serve_logger.level, access_logger.handlers, access_logger.propagate
-    serve_logger.handlers, access_logger.handlers = [handler], []
+    changed = (serve_logger, access_logger, logging.getLogger("serve_app"))
+    before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in changed]
+    for logger in changed:
+        logger.handlers = [handler] if logger is serve_logger else []
     serve_logger.setLevel(logging.INFO)
     yield tmp_path / "replica.log"
-    serve_logger.handlers, level, access_logger.handlers, access_logger.propagate = before
-    serve_logger.setLevel(level)
-    access_logger.setLevel(logging.NOTSET)
+    for logger, handlers, level, propagate in before:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
     handler.close()
     file.close()
 
@@ -120,6 +122,16 @@ def test_lines_go_into_the_replicas_file_at_once_and_as_they_are(replica_log: Pa
     logging.getLogger("ray.serve").info("something else")
     logging.getLogger("ray.serve").handlers[0].flush()
     assert replica_log.read_text().splitlines()[1:] == ["INFO replica -- something else"]
+
+
+def test_what_the_application_logs_goes_there_too_in_serves_format(replica_log: Path):
+    log_to_replica_file()
+    logging.getLogger("serve_app.edge").error("request an-id failed")
+    logging.getLogger("serve_app.mode").info("serving behind HAProxy")
+    assert replica_log.read_text().splitlines() == [
+        "ERROR replica -- request an-id failed",
+        "INFO replica -- serving behind HAProxy",
+    ]
 
 
 def test_without_a_file_of_serve_lines_go_to_standard_error(replica_log: Path, capsys: pytest.CaptureFixture[str]):
