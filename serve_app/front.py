@@ -1,8 +1,8 @@
 """What Ray Serve's HTTP server reads of a request before our application does, made harmless.
 
 In HAProxy mode each replica runs that server. It decodes headers of its own (x-request-id, x-request-timeout-seconds,
-...) as UTF-8, and answers any other byte in them with a plain 500 and a traceback in the log; and it appends the
-client's x-request-id to every response, however long it is.
+...) as UTF-8, and answers any other byte in them with a plain 500; and it appends the client's x-request-id to every
+response, however long it is.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from ray import serve
 
 from configs.schema import Settings
 from serve_app.app import APP_NAME, application
-from tests.integration.serving.world import Registry, Service, free_port, wait_until
+from tests.conftest import RayCluster
+from tests.integration.serving.world import Registry, Service, free_port, processes, series_total, wait_until
 
 REPLICAS = 2
 
@@ -73,3 +74,27 @@ def service(serve_url: str, settings: Settings, registry: Registry) -> Service:
     wait_until(lambda: running.client.get("/ready").status_code == 200, 30)
     running.wait_for_version(running.first_version, REPLICAS, 10)
     return running
+
+
+@pytest.fixture(scope="module")
+def unharmed(service: Service, ray_cluster: RayCluster) -> Iterator[None]:
+    """Around all tests of a module: the same replicas before and after, no bug counted and no traceback logged, nothing
+    left in work, and answers as ever."""
+    logs = [file for file in (ray_cluster.temp_dir / "session_latest" / "logs").rglob("*") if _is_of_a_replica(file)]
+    read = {file: file.stat().st_size for file in logs}
+    replicas = {process.pid for process in processes("ServeReplica:trialgate")}
+    bugs = series_total(service, "trialgate_requests_total", code="500")
+    assert len(replicas) == REPLICAS + 1  # and the board
+    yield
+    # the scrape itself is one
+    wait_until(lambda: series_total(service, "trialgate_requests_in_progress") == 1, 30)
+    assert {process.pid for process in processes("ServeReplica:trialgate")} == replicas
+    assert series_total(service, "trialgate_requests_total", code="500") == bugs
+    for file, size in read.items():
+        assert b"Traceback" not in file.read_bytes()[size:], file
+    assert service.predict("such a good movie").json()["label"] == "positive"
+    assert service.predict("such a bad movie").json()["label"] == "negative"
+
+
+def _is_of_a_replica(file: Path) -> bool:
+    return file.name.startswith(("worker-", "replica_")) and file.is_file()

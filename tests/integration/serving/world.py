@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from configs.schema import Settings
 from serve_app.mlflow_client import PRODUCTION, VERSION_F1
@@ -118,6 +119,15 @@ def processes(name: str) -> list[psutil.Process]:
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
     return found
+
+
+def series_total(service: Service, name: str, **labels: str) -> float:
+    """The sum of a metric over all its series that have these labels."""
+    text = service.client.get("/metrics").raise_for_status().text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return sum(
+        sample.value for sample in samples if sample.name == name and set(labels.items()) <= set(sample.labels.items())
+    )
 
 
 class Hammer:
