@@ -6,8 +6,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 # Far outside of what trained networks need (Guo et al. found 0.9 to 3), and served logits stay finite.
 LOWEST, HIGHEST = 0.05, 20.0
@@ -25,6 +23,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if not np.isfinite(logits).all() or (logits.argmax(axis=1) == labels).all():
         return 1.0
+    # Here, because importing it takes half a second, and a search's driver has no logits.
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
     of_label = logits[np.arange(len(labels)), labels]
 
     def loss(log_temperature: float) -> float:

@@ -6,7 +6,8 @@ sets, a barrier for the workers, and a queue through which reports reach Tune's 
 that imports Ray anew: 1 to 2.5 s of processor time and 190 to 240 MB. Here the controller runs in Tune's function,
 which would only wait for it, and hands reports to Tune itself; the workers' placement group has the trial's name, by
 which the driver removes it (``trial.release_workers``). There is nothing to watch for, as every epoch is a checkpoint,
-and no Ray Data set. The barrier stays.
+and no Ray Data set. The barrier stays. Nor is there the actor that asks the autoscaler for room on behalf of all runs:
+the placement group asks for it by waiting.
 
 Made for Ray 2.60, whose DataParallelTrainer has no public way to say this; the tests of lost processes cover it.
 """
@@ -25,6 +26,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import DefaultPlacementGroupHandle, WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import placement_group
@@ -41,6 +43,16 @@ class ReportToTune(ray.train.UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """After all workers have reported and the checkpoint is stored."""
         ray.tune.report(metrics[0])
+
+
+class _AsksNobody(FixedScalingPolicy):
+    """So many workers, and no request to the autoscaler beside their placement group."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Starts no coordinator."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """There is none to send it to."""
 
 
 class _Workers(WorkerGroup):
@@ -75,7 +87,7 @@ class _Controller(TrainController):
             )
 
     def give_back(self) -> None:
-        """Ends the workers, and what the autoscaler was asked for."""
+        """Ends the workers."""
         self._controller_callback_manager.invoke_best_effort("before_controller_abort")
         if self._worker_group is not None:
             self._worker_group.shutdown()
@@ -93,6 +105,7 @@ class InProcess(DataParallelTrainer):
     def _initialize_and_run_controller(self, **parts: Any) -> ray.train.Result:
         unused = (PlacementGroupCleanerCallback, DatasetsCallback)
         parts["callbacks"] = [each for each in parts["callbacks"] if not isinstance(each, unused)]
+        parts["scaling_policy"] = _AsksNobody(parts["scaling_policy"].scaling_config)
         controller = _Controller(**parts)
         try:
             asyncio.run(controller.run())

@@ -88,13 +88,20 @@ class DistilBertConfig:
         }
 
 
+class Table(nn.Embedding):
+    """A table of embeddings whose weights are not set."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: numbers drawn on the meta device would load PyTorch's compiler, 1 s of the processor and 72 MB."""
+
+
 class Embeddings(nn.Module):
     """Of tokens and of their positions."""
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocabulary_size, config.width, padding_idx=_PAD)
-        self.position_embeddings = nn.Embedding(config.max_length, config.width)
+        self.word_embeddings = Table(config.vocabulary_size, config.width, padding_idx=_PAD)
+        self.position_embeddings = Table(config.max_length, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=_EPSILON)
         self.dropout = Dropout(config.dropout)
 
