@@ -61,13 +61,11 @@ class Command:
 
     def wait_for(self, text: str, timeout_s: float) -> None:
         """Waits until the output has ``text``."""
-        self.until(lambda: text in self.output or self.process.poll() is not None, timeout_s, f"'{text}'")
-        assert text in self.output, f"ended with {self.process.returncode} before '{text}':\n{self.output}"
+        self.until(lambda: text in self.output, timeout_s, f"'{text}'")
 
     def wait_for_after(self, start: int, text: str, timeout_s: float) -> None:
         """Waits until the output has ``text`` behind its character ``start``."""
-        self.until(lambda: text in self.output[start:] or self.process.poll() is not None, timeout_s, f"'{text}'")
-        assert text in self.output[start:], f"ended with {self.process.returncode} before '{text}':\n{self.output}"
+        self.until(lambda: text in self.output[start:], timeout_s, f"'{text}'")
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the command alone."""
@@ -114,11 +112,14 @@ class Command:
             return []
 
     def until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Waits until ``condition`` holds; ``what`` names it in the failure."""
+        """Waits until ``condition`` holds, which it must before the command ends; ``what`` names it in the failure."""
         deadline = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > deadline:
-                raise AssertionError(f"{what} did not come within {timeout_s} s:\n{self.output}")
+        while True:
+            ended = self.process.poll()
+            if condition():
+                return
+            assert ended is None, f"ended with {ended} before {what}:\n{self.output}"
+            assert time.monotonic() < deadline, f"{what} did not come within {timeout_s} s:\n{self.output}"
             threading.Event().wait(0.1)
 
 

@@ -5,25 +5,19 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from configs.exit_codes import ExitCode
+from ray_jobs.parent_run import end_orphans
 from serve_app import mlflow_client as names
+from tests.conftest import RayCluster
 from tests.e2e.processes import Command
 from tests.integration.search.world import SMALL, arguments, small_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "home"
-    mlflow.set_tracking_uri(None)
 
 
 def started(home: Path, tmp_path: Path, name: str, until: str = "epoch 2/500") -> Command:
@@ -45,8 +39,13 @@ def statuses(home: Path) -> tuple[MlflowClient, list[str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_end(home: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_living_search_is_no_orphan_and_ends_when_asked(home: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = started(home, tmp_path, "asked")
+    client, found = statuses(home)
+    experiment = client.get_experiment_by_name("quickstart")
+    assert experiment is not None
+    assert "RUNNING" in found
+    assert end_orphans(client, experiment.experiment_id) == []
     command.send(number)
     assert command.finished(30) == ExitCode.INTERRUPTED, command.output
     assert command.left_behind(10) == []
@@ -71,61 +70,45 @@ def test_asked_to_end_before_the_first_epoch(home: Path, tmp_path: Path, moment:
         assert set(found) == {"KILLED"}
 
 
-def test_killed_and_ended_by_the_next_command(home: Path, tmp_path: Path) -> None:
-    command = started(home, tmp_path, "killed")
-    command.send(signal.SIGKILL)
-    command.finished(10)
-    assert command.left_behind(10) == []
-    _, found = statuses(home)
-    assert "RUNNING" in found
-
-    values = SMALL | {"home": str(home), "search.trials": "1", "training.epochs": "1"}
-    sets = [part for text in arguments(values) for part in ("--set", text)]
-    following = Command("ray_jobs.search", "--config", "quickstart.yaml", *sets, cwd=tmp_path)
-    assert following.finished(150) == ExitCode.OK, following.output
-    assert "had lost its process: ended as KILLED" in following.output
-    _, found = statuses(home)
-    assert "RUNNING" not in found
-    assert found.count("FINISHED") == 2  # the following search and its trial
-
-
-def test_resumed(home: Path, tmp_path: Path) -> None:
+def test_killed_ended_by_the_next_command_and_resumed(home: Path, tmp_path: Path, ray_cluster: RayCluster) -> None:
+    """What comes after it runs on the session's Ray, which takes no time to start."""
     changes = {"training.epochs": "8", "search.trials": "2", "search.scheduler": "none", "search.max_concurrent": "1"}
     values = SMALL | {"home": str(home), "search.name": "again"} | changes
-    sets = [part for text in arguments(values) for part in ("--set", text)]
-    command = Command("ray_jobs.search", "--config", "quickstart.yaml", *sets, cwd=tmp_path)
+
+    def searching(values: dict[str, str], *more: str, **environment: str) -> Command:
+        sets = [part for text in arguments(values) for part in ("--set", text)]
+        command = ("--config", "quickstart.yaml", *sets, *more)
+        return Command("ray_jobs.search", *command, cwd=tmp_path, environment=environment)
+
+    command = searching(values)
     command.wait_for("finished, best validation F1", 200)
     first = command.output.rindex("finished, best")
     command.wait_for_after(first, "epoch 3/8", 100)
     command.send(signal.SIGKILL)
     command.finished(10)
     assert command.left_behind(10) == []
+    _, found = statuses(home)
+    assert "RUNNING" in found
 
-    other = [*sets, "--set", "training.epochs=3", "--resume", "again"]
-    refused = Command("ray_jobs.search", "--config", "quickstart.yaml", *other, cwd=tmp_path)
+    elsewhere = {"RAY_ADDRESS": ray_cluster.address}
+    another = SMALL | {"home": str(home), "search.trials": "1", "training.epochs": "1"}
+    following = searching(another, **elsewhere)
+    assert following.finished(150) == ExitCode.OK, following.output
+    assert "had lost its process: ended as KILLED" in following.output
+    _, found = statuses(home)
+    assert "RUNNING" not in found
+    assert found.count("FINISHED") == 3  # the following search, its trial, and the one that was over
+
+    refused = searching(values | {"training.epochs": "3"}, "--resume", "again")
     assert refused.finished(60) == ExitCode.USAGE
     assert "settings differ" in refused.output
 
     out = tmp_path / "result.json"
-    more = [*sets, "--resume", "again", "--json-file", str(out)]
-    resumed = Command("ray_jobs.search", "--config", "quickstart.yaml", *more, cwd=tmp_path)
+    resumed = searching(values, "--resume", "again", "--json-file", str(out), **elsewhere)
     assert resumed.finished(300) == ExitCode.OK, resumed.output
     told = [line for line in resumed.output.splitlines() if re.search(r"epoch \d/8", line)]
     assert 1 <= len(told) <= 5, "the finished trial is not run again, and the other goes on from its last epoch"
     assert json.loads(out.read_text())["trials"] == {"finished": 2, "stopped_early": 0, "failed": 0}
     _, found = statuses(home)
-    assert found == ["FINISHED"] * 3  # one parent, two trials, none twice
+    assert found == ["FINISHED"] * 5  # of each a parent, and of this one two trials, none twice
     assert Path(json.loads(out.read_text())["model_uri"]).is_dir()
-
-
-def test_a_living_search_is_never_taken_for_an_orphan(home: Path, tmp_path: Path) -> None:
-    command = started(home, tmp_path, "living")
-    client, _ = statuses(home)
-    from ray_jobs.parent_run import end_orphans
-
-    experiment = client.get_experiment_by_name("quickstart")
-    assert experiment is not None
-    assert end_orphans(client, experiment.experiment_id) == []
-    command.send(signal.SIGTERM)
-    assert command.finished(30) == ExitCode.INTERRUPTED
-    assert command.left_behind(10) == []
