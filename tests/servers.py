@@ -169,6 +169,11 @@ class MlflowServer:
             )
         wait_until(self._answers, _MLFLOW_START_S, lambda: self.log)
 
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the server and all its workers."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
     def kill(self) -> None:
         """Kills the server and all its workers, and returns once none is left."""
         if self._process is None:
@@ -182,8 +187,10 @@ class MlflowServer:
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, f"mlflow server ended:\n{self.log}"
+        # Not /health, which it answers before it has opened its database. 401: it has users.
+        address = f"{self.uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
         try:
-            return requests.get(f"{self.uri}/health", timeout=5).status_code == 200
+            return requests.get(address, timeout=30).status_code in (200, 401)
         except requests.RequestException:
             return False
 

@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from configs.exit_codes import ExitCode
@@ -19,7 +18,7 @@ from tests.integration.search.world import SMALL, arguments, small_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 
-EPOCHS = 20
+EPOCHS = 12
 
 
 class SmallDisk:
@@ -69,13 +68,13 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     made = SmallDisk(tmp_path / "disk", "24m")
     yield made
     made.close()
-    mlflow.set_tracking_uri(None)
 
 
-def test_a_disk_that_fills_ends_a_search_that_goes_on_when_there_is_room(disk: SmallDisk, tmp_path: Path) -> None:
+def test_a_disk_that_fills_ends_a_search_that_goes_on_when_there_is_room(
+    disk: SmallDisk, home: Path, tmp_path: Path
+) -> None:
     if not disk.ready:
         pytest.skip("no small disk: this user may not mount one")
-    home = tmp_path / "home"
     values = SMALL | {
         "home": str(home),
         "search.storage": str(tmp_path / "disk"),

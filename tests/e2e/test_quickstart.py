@@ -18,7 +18,7 @@ from tests.e2e.processes import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-# A search that is small enough to be run twice; its models answer, but not well.
+# A search that is small enough to be run once more; its models answer, but not well.
 SMALL = {
     "TRIALGATE_DATA__GENERATOR__TEXTS": "400",
     "TRIALGATE_DATA__GENERATOR__TEST_TEXTS": "200",
@@ -29,18 +29,27 @@ SMALL = {
 }
 
 
-def test_whole_loop_on_the_embedded_default(tmp_path: Path) -> None:
-    command = Command("ray_jobs.quickstart", cwd=tmp_path, environment={"ONCE": "1", "RAY_AUTH_MODE": "token"})
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command]:
+    """The embedded default, which has ended, and the directory that it was run in."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    command = Command("ray_jobs.quickstart", cwd=folder, environment={"ONCE": "1", "RAY_AUTH_MODE": "token"})
     assert command.finished(600) == ExitCode.OK, command.output
+    return folder, command
+
+
+def test_whole_loop_on_the_embedded_default(first: tuple[Path, Command]) -> None:
+    folder, command = first
     assert "'This movie was absolutely fantastic!' -> positive" in command.output
     assert "'This movie was not good at all.' -> negative" in command.output
+    assert "no production model yet" in command.output
     found = re.search(r"promoted: version 1, test F1 (0\.\d+)", command.output)
     assert found is not None
     assert 0.87 < float(found[1]) < 0.99
     assert 0.5 * 1024**3 < command.peak_bytes < 4 * 1024**3
     assert command.left_behind(5) == []
-    assert [path.name for path in tmp_path.iterdir()] == [".trialgate"]
-    token = tmp_path / ".trialgate" / "ray_auth_token"
+    assert [path.name for path in folder.iterdir()] == [".trialgate"]
+    token = folder / ".trialgate" / "ray_auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
@@ -55,12 +64,8 @@ def _comes_up(url: str, timeout_s: float) -> bool:
     return False
 
 
-def test_second_run_compares_and_serving_ends_with_ctrl_c(tmp_path: Path) -> None:
-    first = Command("ray_jobs.quickstart", cwd=tmp_path, environment={**SMALL, "ONCE": "1"})
-    assert first.finished(400) == ExitCode.OK, first.output
-    assert "no production model yet" in first.output
-
-    second = Command("ray_jobs.quickstart", cwd=tmp_path, environment=SMALL)
+def test_second_run_compares_and_serving_ends_with_ctrl_c(first: tuple[Path, Command]) -> None:
+    second = Command("ray_jobs.quickstart", cwd=first[0], environment=SMALL)
     second.wait_for("serving until Ctrl-C", 400)
     assert re.search(r"production had 0\.\d+|Production stays version 1", second.output)
     api = re.search(r"api +(http://127\.0\.0\.1:\d+)", second.output)

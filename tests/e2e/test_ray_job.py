@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from tests.integration.search.world import SMALL, arguments
+from tests.servers import free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -26,44 +25,50 @@ BIN = Path(sys.executable).parent
 
 @dataclass
 class Head:
-    """A head node, and the environment that a user's shell has for it."""
+    """A head node, its job server's address, and the environment that a user's shell has for it."""
 
+    url: str
+    token: str
     environment: dict[str, str]
 
-    def run(self, *command: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    def submit(self, name: str, *command: str) -> subprocess.CompletedProcess[str]:
+        """``ray job submit``, which waits for the job's end."""
         return subprocess.run(
-            [str(BIN / command[0]), *command[1:]],
-            cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=timeout_s,
+            [str(BIN / "ray"), "job", "submit", "--submission-id", name, "--working-dir", ".", "--", *command],
+            cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
-    def submit(self, name: str, *command: str) -> subprocess.CompletedProcess[str]:
-        return self.run("ray", "job", "submit", "--submission-id", name, "--working-dir", ".", "--", *command)
+    def ask(self, path: str) -> requests.Response:
+        """What the job server says of a path."""
+        return requests.get(f"{self.url}{path}", headers={"Authorization": f"Bearer {self.token}"}, timeout=10)
 
     def status(self, name: str) -> dict[str, object]:
-        """What the job API says of a finished job."""
-        code = (
-            "import json, sys; from ray.job_submission import JobSubmissionClient as C;"
-            "i = C().get_job_info(sys.argv[1]);"
-            "print(json.dumps({'status': str(i.status), 'code': i.driver_exit_code}))"
-        )
-        done = self.run("python", "-c", code, name)
-        assert done.returncode == 0, done.stderr
-        found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        """What it says of a finished job."""
+        answer = self.ask(f"/api/jobs/{name}")
+        assert answer.status_code == 200, answer.text
+        job = answer.json()
+        return {"status": job["status"], "code": job["driver_exit_code"]}
+
+    def answers(self) -> bool:
+        """Whether jobs may be submitted."""
+        try:
+            return self.ask("/api/jobs/").status_code == 200
+        except requests.RequestException:
+            return False
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("head")
-    token = folder / "token"
-    token.write_text("0123456789abcdef" * 4)
-    token.chmod(0o600)
-    ports = [_free_port() for _ in range(4)]
+    token, file = "0123456789abcdef" * 4, folder / "token"
+    file.write_text(token)
+    file.chmod(0o600)
+    ports = [free_port() for _ in range(4)]
     environment = {
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN_PATH": str(file),
         "RAY_ADDRESS": f"http://127.0.0.1:{ports[1]}",
     }
     with tempfile.TemporaryDirectory(prefix="tg-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
@@ -75,12 +80,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
              f"--temp-dir={temporary}", "--object-store-memory=200000000"],
             cwd=folder, env={k: v for k, v in environment.items() if k != "RAY_ADDRESS"}, stdout=log, stderr=log,
         )  # fmt: skip
-        started = Head(environment)
+        started = Head(environment["RAY_ADDRESS"], token, environment)
         try:
-            deadline = time.monotonic() + 90
-            while started.run("ray", "job", "list").returncode:
-                assert time.monotonic() < deadline, (folder / "ray.log").read_text()
-                threading.Event().wait(1)
+            wait_until(started.answers, 90, (folder / "ray.log").read_text)
             yield started
         finally:
             children = psutil.Process(process.pid).children(recursive=True)
@@ -92,13 +94,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             log.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def pipeline(home: Path, *more: str, **changes: str) -> list[str]:
     values = SMALL | {"home": str(home), "search.trials": "1", "search.max_concurrent": "1", "training.epochs": "1"}
     values |= {key.replace("__", "."): value for key, value in changes.items()}
@@ -106,14 +101,16 @@ def pipeline(home: Path, *more: str, **changes: str) -> list[str]:
     return ["python", "-m", "ray_jobs.pipeline", "--config", "quickstart.yaml", *sets, *more]
 
 
-def test_status_follows_the_gate(head: Head, tmp_path: Path) -> None:
-    home, out = tmp_path / "home", tmp_path / "result.json"
-    promoted = head.submit("promoted", *pipeline(home, "--json-file", str(out)))
+def test_status_follows_the_gate(head: Head, home: Path, tmp_path: Path) -> None:
+    out, name = tmp_path / "result.json", {"search__name": "once"}
+    promoted = head.submit("promoted", *pipeline(home, "--json-file", str(out), **name))
     assert promoted.returncode == 0, promoted.stdout + promoted.stderr
     assert head.status("promoted") == {"status": "SUCCEEDED", "code": 0}
     assert json.loads(out.read_text())["decision"] == "promoted"
 
-    blocked = head.submit("blocked", *pipeline(home, gate__minimum_f1="1.0", tracking__model_name="another"))
+    # The same search, which is over, before a stricter gate.
+    strict = {**name, "gate__minimum_f1": "1.0", "tracking__model_name": "another"}
+    blocked = head.submit("blocked", *pipeline(home, "--resume", "once", **strict))
     assert blocked.returncode != 0
     assert head.status("blocked") == {"status": "FAILED", "code": 3}
     assert "gate: blocked" in blocked.stdout
