@@ -5,6 +5,7 @@ PostgreSQL is Debian's; it refuses to run as root, so root runs it as the user `
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -15,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 import requests
@@ -232,6 +234,37 @@ class BasicAuthServer(MlflowServer):
     def _ask(self, path: str, **body: str) -> None:
         answer = requests.post(f"{self.uri}/api/{path}", json=body, auth=("admin", self.users["admin"]), timeout=30)
         assert answer.status_code == 200, answer.text
+
+
+@contextlib.contextmanager
+def ray_head(folder: Path, cpus: int, environment: Mapping[str, str], answers: Callable[[str], bool]) -> Iterator[str]:
+    """What ``ray start --head`` makes in ``folder``, with its dashboard; yields the dashboard's address.
+
+    ``answers``: whether it does, at an address. At the end all is killed, because Ray's own end takes long.
+    """
+    port, dashboard, client, agent = (str(free_port()) for _ in range(4))
+    with tempfile.TemporaryDirectory(prefix="tg-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        command = [
+            *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
+            *(f"--num-cpus={cpus}", "--object-store-memory=200000000", f"--temp-dir={temporary}"),
+            *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}"),
+            *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+            f"--dashboard-agent-listen-port={agent}",
+        ]
+        with (folder / "ray.log").open("wb") as log:
+            head = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{dashboard}"
+            wait_until(lambda: answers(url), 90, (folder / "ray.log").read_text)
+            yield url
+        finally:
+            processes = psutil.Process(head.pid).children(recursive=True)
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            head.kill()
+            head.wait()
+            psutil.wait_procs(processes, timeout=20)
 
 
 def _group_is_gone(group: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from configs.schema import TrackingConfig
+from gate import speed
 from gate.__main__ import main
 from serve_app.mlflow_client import connect
 from tests.integration.gate.world import World, make_world
@@ -29,6 +30,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "bad": write_tiny_model(folder / "bad", seed=1),
         "other-labels": write_tiny_model(folder / "other-labels", labels=("a", "b", "c")),
     }
+
+
+@pytest.fixture(autouse=True)
+def speed_of_two_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every judgement measures its models' speed on 32 texts, a third of a test's time, and none here is about that."""
+    monkeypatch.setattr(speed, "TEXTS", 2)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])

@@ -5,7 +5,6 @@ Candidate i has the F1 2n/(n + 40) for the n of 40 positive texts that it finds,
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ import psutil
 import pytest
 
 from gate import audit, carry_out, promotion, registry
-from serve_app import mlflow_client as names
 from tests.integration.gate.racers import POINTS, TIMEOUT_S, Racer, begin, race
 from tests.integration.gate.test_interruptions import assert_nothing_half_done
 from tests.integration.gate.world import World
@@ -45,9 +43,7 @@ def candidates(world: World, racing_models: list[Path]) -> list[str]:
     ]  # fmt: skip
     negative = [f"the film{' and' * (index % 3)}{' story' * (index // 3)}" for index in range(20)]
     world.test_digest, world.test_uri = world.freeze(positive + negative, [1] * 40 + [0] * 20)
-    settings = world.settings.model_dump(mode="json")
-    settings["gate"] |= {"minimum_f1": 0.7, "behaviour_suites": []}  # what takes time and says nothing here
-    world.client.log_text(world.parent, json.dumps(settings), names.SETTINGS_FILE)
+    world.set_gate(minimum_f1=0.7)
     return [world.trial(model) for model in racing_models]
 
 

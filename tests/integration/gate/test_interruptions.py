@@ -118,7 +118,9 @@ def test_promotion_cut_off_at_every_write(world: World, models: dict[str, Path],
     candidates = []
 
     def promote(dying: Any) -> None:
-        candidates.append(world.trial(write_tiny_model(tmp_path / f"model-{len(candidates)}", seed=len(candidates))))
+        if not outcomes or outcomes[-1]:  # else nothing has become of the last one
+            folder = tmp_path / f"model-{len(candidates)}"
+            candidates.append(world.trial(write_tiny_model(folder, seed=len(candidates))))
         promotion.promote(dying, run_id=candidates[-1], force=True, reason="r")
 
     for _ in _cut_off(client, promote):
@@ -161,13 +163,14 @@ def test_rollback_cut_off_at_every_write(world: World, models: dict[str, Path]) 
 def test_challenger_cut_off_at_every_write(world: World, models: dict[str, Path], tmp_path: Path) -> None:
     client: Any = world.client
     promotion.promote(client, run_id=world.trial(models["good"]))
-    candidates = []
+    candidates, outcomes, before = [], [], None
 
     def promote(dying: Any) -> None:
-        candidates.append(world.trial(write_tiny_model(tmp_path / f"model-{len(candidates)}", seed=len(candidates))))
+        if not outcomes or outcomes[-1]:
+            folder = tmp_path / f"model-{len(candidates)}"
+            candidates.append(world.trial(write_tiny_model(folder, seed=len(candidates))))
         promotion.promote(dying, run_id=candidates[-1], alias="challenger", force=True, reason="r")
 
-    outcomes, before = [], None
     for _ in _cut_off(client, promote):
         status = promotion.status(client, NAME)
         challenger, newest = status["challenger_version"], status["decisions"][0]

@@ -28,6 +28,8 @@ def _read(world: World, run_id: str, file: str, into: Path) -> bytes:
 
 
 def test_a_promotion_leaves_pages_and_a_card(world: World, models: dict[str, Path], gate: Gate, tmp_path: Path) -> None:
+    """With all that a decision has by default: its behavioural tests too."""
+    world.set_gate(behaviour_suites=["sentiment"])
     run_id = world.trial(models["good"])
     decision = gate("promote", "--run-id", run_id)[1]
     record = decision["decision_id"]

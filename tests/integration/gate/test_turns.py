@@ -54,6 +54,7 @@ def test_judging_again_keeps_nobody_waiting_and_does_nothing_twice(
     world: World, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the candidate waits for its turn another one is promoted, whose score on this split nobody has stored."""
+    world.set_gate(behaviour_suites=["sentiment"])
     rival, candidate = world.trial(models["good"]), world.trial(models["good-too"])
 
     def promote_rival() -> None:
@@ -75,6 +76,7 @@ def test_judging_again_keeps_nobody_waiting_and_does_nothing_twice(
 def test_whoever_is_overtaken_each_time_keeps_the_last_turn(
     world: World, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    world.set_gate(behaviour_suites=["sentiment"])
     first, candidate = world.trial(models["good"]), world.trial(models["good-too"])
     assert promotion.promote(world.client, run_id=first).passed
     judged: list[bool] = []

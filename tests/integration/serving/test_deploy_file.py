@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
 import configs
 from tests.integration.serving.world import Registry, free_port, wait_until
+from tests.servers import ray_head
 
 DEPLOY_FILE = Path(configs.__file__).parent / "serve.yaml"
 BIN = Path(sys.executable).parent
@@ -57,37 +56,15 @@ class Cluster:
 def elsewhere(tracking_uri: str, tmp_path: Path) -> Iterator[Cluster]:
     """`ray start` in a directory that has nothing of ours, knowing the registry by MLFLOW_TRACKING_URI; Serve has its
     own proxy there."""
-    port, dashboard, client, agent = (str(free_port()) for _ in range(4))
-    # fmt: off
-    with tempfile.TemporaryDirectory(prefix="tg-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
-        command = [
-            str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", "--disable-usage-stats",
-            f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-            f"--dashboard-agent-listen-port={agent}", "--include-dashboard=true", f"--temp-dir={temporary}",
-            "--object-store-memory=200000000", "--node-ip-address=127.0.0.1",
-        ]
-        log = (tmp_path / "ray.log").open("wb")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
-        environment["MLFLOW_TRACKING_URI"] = tracking_uri
-        head = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-        # fmt: on
-        try:
-            cluster = Cluster(f"http://127.0.0.1:{dashboard}", tmp_path)
-            wait_until(lambda: _answers(cluster), 60, (tmp_path / "ray.log").read_text)
-            yield cluster
-        finally:
-            children = psutil.Process(head.pid).children(recursive=True)
-            head.terminate()
-            head.wait(timeout=90)
-            _, alive = psutil.wait_procs(children, timeout=20)
-            for process in alive:
-                process.kill()
-            log.close()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
+    environment["MLFLOW_TRACKING_URI"] = tracking_uri
+    with ray_head(tmp_path, 4, environment, _answers) as dashboard:
+        yield Cluster(dashboard, tmp_path)
 
 
-def _answers(cluster: Cluster) -> bool:
+def _answers(dashboard: str) -> bool:
     try:
-        return httpx.get(f"{cluster.dashboard}/api/serve/applications/", timeout=5).status_code == 200
+        return httpx.get(f"{dashboard}/api/serve/applications/", timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
 
