@@ -171,6 +171,9 @@ def resolve_paths(settings: Settings, *, on_cluster: bool) -> Settings:
         suite if re.fullmatch(SHIPPED_SUITE, suite) else str(_absolute("gate.behaviour_suites", suite, on_cluster))
         for suite in settings.gate.behaviour_suites
     ]
+    batch = settings.batch_score
+    batch.input = [str(_absolute("batch_score.input", url, on_cluster)) for url in batch.input]
+    batch.output = _absolute("batch_score.output", batch.output, on_cluster)
     checkpoint = settings.model.checkpoint
     if checkpoint and (checkpoint.startswith((".", "~")) or (not on_cluster and Path(checkpoint).is_dir())):
         settings.model.checkpoint = _absolute("model.checkpoint", checkpoint, on_cluster)

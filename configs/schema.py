@@ -12,11 +12,12 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from configs.batch_score import BatchScoreConfig
 from configs.data import DataConfig
 from configs.gate import GateConfig
 from configs.model import Architecture, ModelConfig, TrainingConfig
 from configs.search import Choice, SearchConfig
-from configs.section import Section, ServingPrecision
+from configs.section import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, Section, ServingPrecision
 
 _FIXED_IN_A_SEARCH = (
     "model.family",
@@ -42,11 +43,6 @@ class TrackingConfig(Section):
     )
     request_timeout_s: float = Field(10.0, gt=0.0, le=600.0, description="Time-out of one MLflow request, seconds.")
     max_retries: int = Field(2, ge=0, le=20, description="Times a failed MLflow request is sent again, count.")
-
-
-# A core with AVX512-BF16 computes 8, 16 and 32 sentences of 28 tokens at 75, 81 and 81 texts per second (DistilBERT).
-_CPU_BATCH_TOKENS = 512
-_GPU_BATCH_TOKENS = 16_384
 
 
 class ServingConfig(Section):
@@ -114,7 +110,7 @@ class ServingConfig(Section):
         """``max_batch_tokens``, or its default for what the replicas run on."""
         if self.max_batch_tokens is not None:
             return self.max_batch_tokens
-        return _GPU_BATCH_TOKENS if self.gpus_per_replica > 0 else _CPU_BATCH_TOKENS
+        return GPU_BATCH_TOKENS if self.gpus_per_replica > 0 else CPU_BATCH_TOKENS
 
     @model_validator(mode="after")
     def _limits_agree(self) -> ServingConfig:
@@ -146,6 +142,7 @@ class Settings(Section):
     gate: GateConfig = Field(default_factory=GateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     serving: ServingConfig = Field(default_factory=ServingConfig)
+    batch_score: BatchScoreConfig = Field(default_factory=BatchScoreConfig)
     baselines: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Models that ray_jobs.baselines compares: a name of each, and the settings (model.*, training.*, "

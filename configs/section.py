@@ -10,6 +10,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 Precision = Literal["auto", "fp32", "bf16"]
 ServingPrecision = Literal["auto", "fp32", "bf16", "int8"]
 
+# Most tokens in one forward pass. A core with AVX512-BF16 computes 8, 16 and 32 sentences of 28 tokens at 75, 81 and
+# 81 texts per second (DistilBERT).
+CPU_BATCH_TOKENS = 512
+GPU_BATCH_TOKENS = 16_384
+
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _DURATION = re.compile("".join(rf"(?:(?P<{unit}>\d+(?:\.\d+)?){unit})?" for unit in _UNITS))
 

@@ -104,7 +104,7 @@ def _matches(url: str, field: str) -> list[str]:
 
 def _read_file(url: str, columns: Columns, field: str) -> tuple[Rows, tuple[str, ...] | None]:
     name = redacted(url)
-    file_format = _format_of(url, field)
+    file_format = format_of(url, field)
     names = None
     with reading(name, f"correct {field}, or repair the file"), fsspec.open(url, "rb", compression="infer") as file:
         if file_format == "parquet":
@@ -118,7 +118,8 @@ def _read_file(url: str, columns: Columns, field: str) -> tuple[Rows, tuple[str,
     return columns.rows(values, name), names
 
 
-def _format_of(url: str, field: str) -> str:
+def format_of(url: str, field: str) -> str:
+    """The format of a file by its ending: csv, tsv, parquet or jsonl. Raises DataError, which names ``field``."""
     path = url.partition("?")[0].lower() if "://" in url else url.lower()
     for suffix in _COMPRESSED:
         path = path.removesuffix(suffix)
@@ -148,27 +149,40 @@ def require_columns(columns: Columns, found: Sequence[str], name: str) -> None:
 
 def _read_csv(file: IO[bytes], columns: Columns, name: str, delimiter: str) -> list[list[Any]]:
     values: list[list[Any]] = [[] for _ in columns.names]
+    records = csv_records(file, name, delimiter)
+    _, header = next(records, (0, []))
+    if not header:
+        raise DataError(f"{name} is empty: expected a header line with the columns {', '.join(columns.names)}")
+    require_columns(columns, header, name)
+    wanted = [(header.index(column), into) for column, into in zip(columns.names, values, strict=True)]
+    for row, (line, fields) in enumerate(records, start=1):
+        if len(fields) != len(header):
+            raise DataError(f"{name}, row {row} (ends at line {line}): {wrong_field_count(fields, header)}")
+        for column, into in wanted:
+            into.append(fields[column])
+    return values
+
+
+def wrong_field_count(fields: Sequence[str], header: Sequence[str]) -> str:
+    """What is wrong with a CSV record that has more or fewer ``fields`` than the ``header``."""
+    return f"{len(fields)} fields, but the header has {len(header)}: put quotes around texts that hold a separator"
+
+
+def csv_records(file: IO[bytes], name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line it ends at, fields) of every record of a CSV file, the header first, its names stripped; no blank lines.
+
+    Raises DataError for what is not CSV or not UTF-8.
+    """
     lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     limit = csv.field_size_limit(sys.maxsize)  # the default refuses texts over 131,072 characters
-    row = 0
+    row = -1  # the header, so that rows are counted from 1
     try:
-        header = [column.strip() for column in next(reader, [])]
-        if not header:
-            raise DataError(f"{name} is empty: expected a header line with the columns {', '.join(columns.names)}")
-        require_columns(columns, header, name)
-        wanted = [(header.index(column), into) for column, into in zip(columns.names, values, strict=True)]
         for fields in reader:
-            if not fields:  # a blank line
+            if not fields:
                 continue
             row += 1
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{name}, row {row} (ends at line {reader.line_num}): {len(fields)} fields, but the "
-                    f"header has {len(header)}: put quotes around texts that hold a separator"
-                )
-            for column, into in wanted:
-                into.append(fields[column])
+            yield reader.line_num, fields if row else [column.strip() for column in fields]
     except csv.Error as error:
         raise DataError(
             f"{name}, row {row + 1} (line {reader.line_num}): not valid CSV ({error}): inside a quoted "
@@ -176,13 +190,13 @@ def _read_csv(file: IO[bytes], columns: Columns, name: str, delimiter: str) -> l
         ) from None
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{name}, after row {row}: not UTF-8 ({error.reason} at byte 0x{error.object[error.start]:02x})"
+            f"{name}, after row {max(row, 0)}: not UTF-8 ({error.reason} at byte 0x{error.object[error.start]:02x})"
             ": save the file as UTF-8"
         ) from None
     finally:
         csv.field_size_limit(limit)
-        lines.detach()
-    return values
+        if not lines.closed:  # by a caller that did not want the rest
+            lines.detach()
 
 
 def _read_jsonl(file: IO[bytes], columns: Columns, name: str) -> list[list[Any]]:
