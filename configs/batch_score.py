@@ -23,7 +23,7 @@ class BatchScoreConfig(Section):
     model: str | None = Field(
         None,
         pattern=r"^[^/:@.%\"']{1,200}(@[A-Za-z0-9_-]{1,100}|/[0-9]{1,9})$",
-        description="The registered model as NAME@ALIAS or NAME/VERSION; default: tracking.model_name at serving.alias.",
+        description="Registered model, NAME@ALIAS or NAME/VERSION; default: tracking.model_name and serving.alias.",
     )
     text_column: str = Field("text", min_length=1, description="Name of the column (or JSON key) with the text.")
     truncate: bool = Field(

@@ -240,10 +240,11 @@ def wait_for_room(search: SearchConfig) -> int:
 def _places(search: SearchConfig, nodes: list[dict[str, float]]) -> int:
     # A worker cannot be split over nodes, a trial's workers can.
     cpus, gpus = search.cpus_per_trial / search.workers, search.gpus_per_trial / search.workers
-    return sum(_slots(node, cpus, gpus) for node in nodes)
+    return sum(slots(node, cpus, gpus) for node in nodes)
 
 
-def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
+def slots(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many processes of ``cpus`` and ``gpus`` the ``node`` (its total resources) holds."""
     by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
     if not gpus:
         return by_cpu

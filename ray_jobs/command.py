@@ -13,7 +13,7 @@ class AllTrialsFailed(CommandFailed):
 
 
 class StorageUnavailable(Unreachable):
-    """``search.storage`` cannot be read or written."""
+    """``search.storage``, or the input or output of a batch job, cannot be read or written."""
 
 
 def say(line: str) -> None:

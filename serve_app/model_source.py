@@ -28,6 +28,7 @@ from serve_app.refusals import refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion as RegisteredVersion
 
 _KEPT_VERSIONS = 2  # of those that loaded well, per alias: the served one and the one before
 _MLFLOW_NOTE = "registered_model_meta"  # what MLflow adds to every download, even to an empty one
@@ -48,6 +49,18 @@ class ModelVersion:
     run_id: str | None = field(default=None, compare=False)
     f1: float | None = field(default=None, compare=False)
     weights_digest: str | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, found: RegisteredVersion) -> ModelVersion:
+        """MLflow's record of a version."""
+        return cls(
+            name=found.name,
+            version=str(found.version),
+            source=f"{found.source}@{found.creation_timestamp}",
+            run_id=found.run_id or None,
+            f1=_number(found.tags.get(VERSION_F1)),
+            weights_digest=found.tags.get(WEIGHTS_DIGEST) or None,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,14 +99,7 @@ class RegistryAlias:
             raise self._unavailable(error) from error
         except Exception as error:
             raise self._unavailable(error) from error
-        return ModelVersion(
-            name=name,
-            version=str(found.version),
-            source=f"{found.source}@{found.creation_timestamp}",
-            run_id=found.run_id or None,
-            f1=_number(found.tags.get(VERSION_F1)),
-            weights_digest=found.tags.get(WEIGHTS_DIGEST) or None,
-        )
+        return ModelVersion.of(found)
 
     def download(self, version: ModelVersion, into: Path) -> None:
         """Writes the version's artifact below ``into``. Raises OSError when it is not there or does not come, also for

@@ -24,6 +24,7 @@ LIGHT = [
     "ray_jobs.search",
     "ray_jobs.pipeline",
     "ray_jobs.baselines",
+    "ray_jobs.batch_score",
 ]
 HEAVY = {"torch", "transformers", "datasets", "sklearn", "matplotlib.pyplot"}
 
