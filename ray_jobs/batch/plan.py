@@ -161,7 +161,7 @@ def _outside(files: list[InputFile], output: str) -> list[InputFile]:
         raise UsageError(f"batch_score.output {redacted(output)}: {error}") from error
     kept = [file for file in files if not fsspec.core.url_to_fs(file.url)[1].startswith(folder)]
     if not kept:
-        raise DataError(f"batch_score.input has only files of the output {redacted(output)}: correct one of them")
+        raise DataError(f"all files of batch_score.input lie in the output {redacted(output)}: name another --output")
     return kept
 
 
