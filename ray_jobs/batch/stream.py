@@ -90,6 +90,7 @@ def score(
         object_store_memory=_WAITING_PARTS * PART_BYTES * (1 + pool.most)
     )
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that there are no bars
     with DataContext.current(context), warnings.catch_warnings():
         # Of max_task_retries, for which Ray 2.60 has no other place.
         warnings.simplefilter("ignore", RayDeprecationWarning)
