@@ -148,7 +148,7 @@ class Scorer:
         cache = ModelCache(Path(serving.cache_dir or ""), tracking.uri or "", alias)
         try:
             return Engine.load(
-                cache.fetch(version, RegistryAlias(tracking, alias).download),
+                cache.fetch(version, RegistryAlias(tracking, alias).download).folder,
                 precision=serving.precision,
                 device="cuda" if batch.gpus_per_worker else "cpu",
                 threads=self._threads,
