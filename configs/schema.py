@@ -97,8 +97,21 @@ class ServingConfig(Section):
     min_replicas: int = Field(1, ge=1, le=10_000, description="Fewest classifier replicas, count.")
     max_replicas: int = Field(1, ge=1, le=10_000, description="Most classifier replicas, count.")
     target_ongoing_requests: float = Field(
-        32.0, gt=0.0, le=100_000, description="Requests in flight per replica that autoscaling aims at, count."
+        32.0, gt=0.0, le=100_000,
+        description="Work per replica that autoscaling aims at: requests admitted and not answered, count; one with n "
+        "texts counts n times.",
+    )  # fmt: skip
+    upscale_delay_s: float = Field(
+        10.0, ge=0.0, le=86_400, description="How long more replicas must be wanted before they are started, seconds."
     )
+    downscale_delay_s: float = Field(
+        300.0, ge=0.0, le=86_400, description="How long fewer replicas must do before any is stopped, seconds."
+    )
+    max_surge_percent: int = Field(
+        25, ge=0, le=100,
+        description="Replicas that a rolling redeploy starts beyond their number before it stops old ones, %, at least "
+        "one: there must be free CPUs or GPUs for it. 0: old ones stop first, and a single replica leaves a gap.",
+    )  # fmt: skip
     cpus_per_replica: float = Field(1.0, ge=0.0, le=4096, description="CPU cores of one classifier replica.")
     gpus_per_replica: float = Field(0.0, ge=0.0, le=64, description="GPUs of one classifier replica; fractions share.")
     access_log: bool = Field(True, description="One line of JSON per HTTP request, in the log of the replica.")

@@ -16,8 +16,9 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from configs.loading import load_settings
-from configs.schema import Settings
+from configs.schema import ServingConfig, Settings
 from serve_app.api import digest_keys
+from serve_app.autoscaling import policy
 from serve_app.board import Board
 from serve_app.gateway import GatewayReplica
 from serve_app.replica import ClassifierReplica, ServiceReplica
@@ -30,6 +31,9 @@ _ROOM_TO_REFUSE = 64
 _HTTP_REQUESTS = 4096
 _OUR_ACCESS_LOG = {"enable_access_log": False}  # Serve's would say it again, with less
 _REFUSED_BY_SERVE: dict[str, Any] = {"backpressure_config": {"status_code": 429, "retry_after_s": 1}}
+# How often replicas tell their figures for autoscaling, and over how long these are averaged, seconds. Ray's 10 and 30
+# would hold up every decision; its controller passes 10 times a second anyway.
+_FIGURES_EVERY_S, _AVERAGED_S = 1.0, 5.0
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -72,7 +76,8 @@ def application(settings: Settings) -> Application:
         logging_config=_OUR_ACCESS_LOG,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": serving.cpus_per_replica, "num_gpus": serving.gpus_per_replica},
-        **_scale(serving.min_replicas, serving.max_replicas, serving.target_ongoing_requests),
+        max_surge_percent=serving.max_surge_percent,
+        **_scale(serving),
         **(_REFUSED_BY_SERVE if answers_http else {}),
         **drain,
     )
@@ -90,6 +95,7 @@ def application(settings: Settings) -> Application:
         logging_config=_OUR_ACCESS_LOG,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": 0},
+        max_surge_percent=100,  # they need no CPU
         **_REFUSED_BY_SERVE,
         **drain,
     )
@@ -105,13 +111,18 @@ def start_draining(app_name: str = APP_NAME) -> None:
     board.drain.remote().result(timeout_s=5)
 
 
-def _scale(fewest: int, most: int, target_ongoing_requests: float) -> dict[str, Any]:
-    if fewest == most:
-        return {"num_replicas": fewest}
+def _scale(serving: ServingConfig) -> dict[str, Any]:
+    if serving.min_replicas == serving.max_replicas:
+        return {"num_replicas": serving.min_replicas}
     return {
         "autoscaling_config": {
-            "min_replicas": fewest,
-            "max_replicas": most,
-            "target_ongoing_requests": target_ongoing_requests,
+            "min_replicas": serving.min_replicas,
+            "max_replicas": serving.max_replicas,
+            "target_ongoing_requests": serving.target_ongoing_requests,
+            "upscale_delay_s": serving.upscale_delay_s,
+            "downscale_delay_s": serving.downscale_delay_s,
+            "metrics_interval_s": _FIGURES_EVERY_S,
+            "look_back_period_s": _AVERAGED_S,
+            "policy": {"policy_function": policy},
         }
     }

@@ -22,6 +22,7 @@ import numpy as np
 
 from configs.schema import Settings
 from serve_app.answers import Answer, Explanation, Refusal
+from serve_app.autoscaling import REFUSED_TEXTS, TEXTS
 from serve_app.batcher import Admission, Batcher, BatcherClosed, DeadlineExceeded
 from serve_app.errors import ErrorCode
 from serve_app.explaining import Explaining
@@ -76,6 +77,7 @@ class Classifier:
         self._explaining = Explaining(serving, self.metrics)
         self._served: _Served | None = None
         self._closing = False
+        self._refused_texts = 0  # as overloaded, since the last look at the demand
         self._follower = Follower(
             alias or RegistryAlias(tracking, serving.alias),
             ModelCache(Path(serving.cache_dir), tracking.uri, serving.alias),
@@ -109,6 +111,8 @@ class Classifier:
         answer = await self._classify(texts, truncate, deadline)
         if isinstance(answer, Refusal):
             self.metrics.refused.labels(answer.code.value).inc()
+            if answer.code is ErrorCode.OVERLOADED:
+                self._refused_texts += len(texts)
         else:
             self.metrics.texts.labels(answer.version).inc(len(texts))
         return answer
@@ -162,6 +166,11 @@ class Classifier:
             truncated=tokenized.truncated.tolist(),
             phases={"tokenize": tokenize_s, "queue": outcome.queue_s, "forward": outcome.forward_s},
         )
+
+    def demand(self) -> dict[str, float]:
+        """For autoscaling: texts in work, and texts refused as overloaded since the last call."""
+        refused, self._refused_texts = self._refused_texts, 0
+        return {TEXTS: float(self._admission.held), REFUSED_TEXTS: float(refused)}
 
     def status(self) -> dict[str, Any]:
         """What the board and /info know of this replica."""

@@ -54,6 +54,10 @@ class ClassifierReplica:
         """See ``Classifier.explain``."""
         return await self._classifier.explain(text, truncate, label, remaining_s)
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve: figures for autoscaling."""
+        return self._classifier.demand()
+
     def check_health(self) -> None:
         """Called by Serve."""
         self._classifier.check_health()

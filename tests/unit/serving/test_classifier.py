@@ -146,12 +146,14 @@ async def test_admission_takes_whole_requests_and_comes_back(start, alias):
     assert refusal.code is ErrorCode.OVERLOADED
     assert refusal.retry_after_s >= 1
     assert (await classifier.classify([LONG, LONG], False)).code is ErrorCode.TEXT_TOO_LONG  # 422 goes before 429
+    assert classifier.demand() == {"texts": 3, "refused_texts": 2}
     fits = asyncio.create_task(classifier.classify(["a"], True))
     await asyncio.sleep(0)
     gate.go.set()
     assert isinstance(await first, Answer)
     assert isinstance(await fits, Answer)
     assert isinstance(await classifier.classify(["a"] * 4, True), Answer)
+    assert classifier.demand() == {"texts": 0, "refused_texts": 0}
 
 
 async def test_cancelled_requests_give_their_places_back(start, alias):
