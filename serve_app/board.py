@@ -2,13 +2,14 @@
 
 Serve routes a request to any one replica, so no gateway can see all classifiers or all counters by itself. A third
 deployment of one replica and no CPU holds them. Every replica keeps one call to it open (``sync``): the board answers
-when there is news, when somebody wants fresh counters, or after a second at the latest, and the replica reports anew.
+when there is news, when somebody wants fresh counters, or after two seconds at the latest, and the replica reports
+anew.
 So gateways answer /ready and /info from memory, a changed version is known everywhere within milliseconds, and
 /metrics (``scrape``) shows what every replica counted up to that moment, whichever gateway is asked. A deployment,
 not an actor of our own, because Serve restarts it, and removes it with the application.
 
 Counters of replicas that are gone stay, so that no total ever falls. Should the board itself die, the living replicas
-report to its successor within a second; what dead ones had counted is lost then, and only then.
+report to its successor within seconds; what dead ones had counted is lost then, and only then.
 
 Plain asyncio: no Ray in here.
 """
@@ -25,7 +26,9 @@ from typing import Any, Literal
 
 from serve_app.metrics import Family, add, counters_only, render
 
-HEARTBEAT_S = 1.0
+# Of an idle service most of the board's work: a call through Serve costs the board 1 ms, its caller about as much. It
+# bounds what a killed replica has counted and nobody has seen.
+HEARTBEAT_S = 2.0
 # A replica that has not reported for this long is not counted on. Generous: workers run at low priority (nice 15).
 LIVE_S = 6.0
 FRESH_S = 1.0  # longest wait of a scrape for the others' counters
@@ -57,7 +60,8 @@ class Board:
         self._reports: dict[str, Report] = {}
         self._seen: dict[str, float] = {}
         self._retired: dict[str, list[Family]] = {}
-        self._news = asyncio.Condition()
+        self._news = asyncio.Condition()  # what replicas wait for
+        self._reported = asyncio.Condition()  # what scrapes wait for; replicas would all be woken by each other's
         self._generation = 0
         self._view_number = 0
         self._draining = False
@@ -85,30 +89,29 @@ class Board:
     async def scrape(self, report: Report) -> str:
         """The Prometheus text of all replicas, counted up to now; ``report`` is the asking gateway's own."""
         await self._take(report)
-        async with self._news:
-            self._generation += 1
-            wanted = self._generation
-            self._news.notify_all()
+        self._generation += 1
+        wanted = self._generation
+        await _wake(self._news)
 
-            def all_fresh() -> bool:
-                return all(
-                    other.generation >= wanted or name == report.replica
-                    for name, other in self._reports.items()
-                    if self._is_live(name)
-                )
+        def all_fresh() -> bool:
+            return all(
+                other.generation >= wanted or name == report.replica
+                for name, other in self._reports.items()
+                if self._is_live(name)
+            )
 
+        async with self._reported:
             try:
                 async with asyncio.timeout(FRESH_S):
-                    await self._news.wait_for(all_fresh)
+                    await self._reported.wait_for(all_fresh)
             except TimeoutError:  # one is busy: its counters are at most a heartbeat old
                 pass
         return self._render()
 
     async def drain(self) -> None:
         """From now on gateways answer predictions with 503 draining."""
-        async with self._news:
-            self._draining = True
-            self._changed()
+        self._draining = True
+        await self._changed()
 
     def view(self) -> View:
         """What gateways need to know: classifier replicas that are alive, and whether the service is draining."""
@@ -127,18 +130,16 @@ class Board:
         known = self._reports.get(report.replica)
         if known is not None and known.number >= report.number:
             return  # overtaken by a later one
-        async with self._news:
-            self._reports[report.replica] = report
-            self._seen[report.replica] = -math.inf if report.closing else self._clock()
-            if known is None or known.status != report.status or known.closing != report.closing:
-                self._retire()
-                self._changed()
-            else:
-                self._news.notify_all()  # a scrape may be waiting for it
+        self._reports[report.replica] = report
+        self._seen[report.replica] = -math.inf if report.closing else self._clock()
+        if known is None or known.status != report.status or known.closing != report.closing:
+            self._retire()
+            await self._changed()
+        await _wake(self._reported)
 
-    def _changed(self) -> None:
+    async def _changed(self) -> None:
         self._view_number += 1
-        self._news.notify_all()
+        await _wake(self._news)
 
     def _is_live(self, replica: str) -> bool:
         return self._clock() - self._seen[replica] <= LIVE_S
@@ -158,6 +159,11 @@ class Board:
         }
         snapshots.update({(deployment, RETIRED): families for deployment, families in self._retired.items()})
         return render(snapshots)
+
+
+async def _wake(condition: asyncio.Condition) -> None:
+    async with condition:
+        condition.notify_all()
 
 
 class Reporter:

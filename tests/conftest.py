@@ -17,7 +17,7 @@ import hypothesis
 import psutil
 import pytest
 
-from serve_app.mode import fast_path
+from serve_app.mode import fast_path, fast_path_variables
 from tests.servers import MlflowServer, PostgreSQL, empty_mlflow
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -55,6 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
         RAY_USAGE_STATS_ENABLED="0",
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         RAY_prestart_worker_first_driver="0",
+        # Ray Serve reads these when it is imported, which is before any Ray is started: as in a shell that has them,
+        # handles talk gRPC.
+        **fast_path_variables(),
     )
 
 
