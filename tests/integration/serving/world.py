@@ -66,16 +66,18 @@ class Registry:
 
 @dataclass
 class Service:
-    """A running application and a client of it. ``before``: what it answered while there was no model."""
+    """A running application and a client of it. ``before``: what it answered while there was no model; ``headers``: of
+    every request, for instance a key."""
 
     url: str
     settings: Settings
     registry: Registry
     first_version: str = ""
     before: dict[str, httpx.Response] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.url, timeout=30)
+        self.client = httpx.Client(base_url=self.url, headers=self.headers, timeout=30)
 
     def predict(self, text: str = "a good movie", **fields: Any) -> httpx.Response:
         return self.client.post("/predict", json={"text": text, **fields})
@@ -138,7 +140,7 @@ class Hammer:
         self.failures: list[str] = []
         self.answers: list[tuple[float, str]] = []  # when (monotonic), version
         self.seconds: list[float] = []  # of the answers
-        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(threads)]
+        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(1, threads + 1)]
 
     def __enter__(self) -> Hammer:
         for thread in self._threads:
@@ -151,10 +153,15 @@ class Hammer:
             thread.join(timeout=30)
             assert not thread.is_alive()
 
+    def wait_for_more(self) -> None:
+        """Returns when further requests have been answered."""
+        answered = len(self.answers)
+        wait_until(lambda: len(self.answers) > answered + 20, 30)
+
     def _send(self, number: int) -> None:
         texts = ["a good movie", "an awful plot"] * 4
         path, body = ("/predict", {"text": texts[0]}) if number % 2 else ("/batch_predict", {"texts": texts})
-        with httpx.Client(base_url=self._service.url, timeout=30) as client:
+        with httpx.Client(base_url=self._service.url, headers=self._service.headers, timeout=30) as client:
             while not self._stop.is_set():
                 began = time.monotonic()
                 try:
