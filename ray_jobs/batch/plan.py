@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -77,7 +77,7 @@ def find_job(settings: Settings) -> Job:
     values = {name: getattr(batch, name) for name in _FIXED}
     description = {
         "model": str(choice),
-        "version": asdict(version),
+        "version": _identity(version),
         "settings": values | {"precision": serving.precision, "max_text_chars": serving.max_text_chars},
         "files": [[file.name, file.size, file.stamp] for file in files],
     }
@@ -171,18 +171,26 @@ def _version_of(began: dict[str, Any], client: MlflowClient, choice: ModelChoice
     if began["model"] != str(choice):
         raise UsageError(f"{where} scores with {began['model']}, and this one with {choice}: name the same "
                          "--model, or another --output")  # fmt: skip
-    version = ModelVersion(**began["version"])
-    try:
-        now = find_version(client, ModelChoice(version.name, "", version.version))
-    except UsageError:
-        now = None
-    if now != version:
-        raise UsageError(f"{where} began with version {version.version} of {version.name}, which is not in the "
+    version = began["version"]
+    now = _found(client, ModelChoice(version["name"], "", version["version"]))
+    if now is None or _identity(now) != version:
+        raise UsageError(f"{where} began with version {version['version']} of {version['name']}, which is not in the "
                          "registry any more: begin anew, with another --output")  # fmt: skip
-    if choice.alias and (current := find_version(client, choice)) != version:
-        say(f"{where} began with version {version.version}, and goes on with it; {choice} is version {current.version} "
-            "now")  # fmt: skip
-    return version
+    if choice.alias and (current := _found(client, choice)) != now:
+        moved = f"is version {current.version} now" if current else "is gone"
+        say(f"{where} began with version {now.version}, and goes on with it; {choice} {moved}")
+    return now
+
+
+def _found(client: MlflowClient, choice: ModelChoice) -> ModelVersion | None:
+    try:
+        return find_version(client, choice)
+    except UsageError:
+        return None
+
+
+def _identity(version: ModelVersion) -> dict[str, Any]:
+    return {"name": version.name, "version": version.version, "source": version.source}
 
 
 def _refuse_another_job(began: dict[str, Any], description: dict[str, Any], output: Output) -> None:

@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from configs.exit_codes import CommandFailed, ExitCode
+from configs.exit_codes import CommandFailed, ExitCode, Unreachable
 from configs.schema import Settings
 from gate.console import describe, exit_code_of
 from ray_jobs.batch.output import Output, part_name
 from ray_jobs.batch.parts import Columns, Part
 from ray_jobs.batch.predictions import Predictions, render
 from ray_jobs.batch.rows import Rejection, rejected_lines, texts_of, too_long
+from ray_jobs.command import StorageUnavailable
 from ray_jobs.data.files import redacted
 from serve_app.model_source import ModelCache, ModelVersion, RegistryAlias
 
 if TYPE_CHECKING:
     from serve_app.inference.engine import Engine
+
+_CACHED_FOR = "batch scoring"  # as whose the cache keeps the copies, beside those of the aliases that are served
 
 
 @dataclass(frozen=True)
@@ -140,20 +143,38 @@ class Scorer:
 
     def _load(self) -> Engine:
         # Here, so that the job's driver does not have to load torch.
-        from serve_app.inference.engine import Engine
         from serve_app.inference.saved_model import ModelFolderError
 
-        settings, version, alias = self._work.settings, self._work.version, self._work.alias
-        batch, serving, tracking = settings.batch_score, settings.serving, settings.tracking
-        cache = ModelCache(Path(serving.cache_dir or ""), tracking.uri or "", alias)
+        settings, version = self._work.settings, self._work.version
+        registry = RegistryAlias(settings.tracking, self._work.alias)
+        cache = ModelCache(Path(settings.serving.cache_dir or ""), settings.tracking.uri or "", _CACHED_FOR)
         try:
-            return Engine.load(
-                cache.fetch(version, RegistryAlias(tracking, alias).download).folder,
-                precision=serving.precision,
-                device="cuda" if batch.gpus_per_worker else "cpu",
-                threads=self._threads,
-                max_batch_tokens=batch.batch_tokens,
-                max_batch_texts=serving.max_batch_texts,
-            )
+            copy = cache.fetch(version, registry.download)
+            try:
+                engine = self._engine_of(copy.folder)
+            except (ModelFolderError, FileNotFoundError):  # replicas on this machine tidy the cache
+                if copy.fresh:
+                    raise
+                cache.discard(version, copy)
+                engine = self._engine_of(cache.fetch(version, registry.download).folder)
+            cache.remember_good(version)
         except ModelFolderError as error:
             raise CommandFailed(f"{version.name} version {version.version} cannot be used: {error}") from error
+        except Unreachable:
+            raise
+        except OSError as error:
+            raise StorageUnavailable(f"{version.name} version {version.version} cannot be had: {error}") from error
+        return engine
+
+    def _engine_of(self, folder: Path) -> Engine:
+        from serve_app.inference.engine import Engine
+
+        batch, serving = self._work.settings.batch_score, self._work.settings.serving
+        return Engine.load(
+            folder,
+            precision=serving.precision,
+            device="cuda" if batch.gpus_per_worker else "cpu",
+            threads=self._threads,
+            max_batch_tokens=batch.batch_tokens,
+            max_batch_texts=serving.max_batch_texts,
+        )

@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from ray_jobs.batch import parts
@@ -101,6 +102,15 @@ def test_files_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(DataError, match=message):
             read(file)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl.gz"])
+def test_memory_does_not_grow_with_the_file(ending: str, tmp_path: Path) -> None:
+    file = write(tmp_path / f"in{ending}", [{"id": "1", "text": "x" * 1000}] * 20_000)
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in read_parts(file, COLUMNS, 100, {})]
+    assert len(held) == 200
+    assert max(held) < 3_000_000, "of 20 MB of text"
 
 
 def test_a_file_is_not_read_ahead(tmp_path: Path) -> None:
