@@ -25,6 +25,7 @@ from configs.loading import ConfigError
 from configs.search import SearchConfig
 from ray_jobs.command import say
 from serve_app.mode import fast_path
+from serve_app.ray_address import require_listener
 
 _TELL_SECONDS = 15.0
 
@@ -62,6 +63,7 @@ def connected(home: str | None) -> Iterator[Cluster]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
+            require_listener(address)
             context = ray.init(address=address, **quiet)
         else:
             own_token(home)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from configs.exit_codes import EXIT_CODES, ExitCode
 from serve_app.app import APP_NAME, start_draining
+from serve_app.ray_address import require_listener
 
 
 def end(app_name: str) -> None:
@@ -46,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import ray
 
     try:
+        require_listener(address)
         ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError) as error:
-        print(f"no Ray at RAY_ADDRESS={address}: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"Ray cannot be used: {str(error).splitlines()[0]}", file=sys.stderr)
         return ExitCode.UNREACHABLE
     try:
         end(asked.application)

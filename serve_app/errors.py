@@ -82,7 +82,7 @@ def overloaded(retry_after_s: int) -> ServiceError:
     """Admission refused; the client may come back after ``retry_after_s`` seconds."""
     return ServiceError(
         ErrorCode.OVERLOADED,
-        f"The service has as many texts in work as it admits; try again in {retry_after_s} s.",
+        f"The service has more to do than it can answer in time; try again in {retry_after_s} s.",
         {"Retry-After": str(retry_after_s)},
     )
 
