@@ -174,6 +174,11 @@ class Settings(Section):
                 f"serving.max_batch_tokens {self.serving.max_batch_tokens} is below model.max_length "
                 f"{self.model.max_length}: one text must fit into a batch"
             )
+        if self.serving.precision == "int8" and self.batch_score.gpus_per_worker > 0:
+            raise ValueError(
+                "serving.precision int8 is computed on processors, and batch_score.gpus_per_worker is "
+                f"{self.batch_score.gpus_per_worker}: set that to 0, or precision to auto"
+            )
         if self.training.batch_size < self.search.workers:
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} is below the {self.search.workers} "

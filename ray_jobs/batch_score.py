@@ -19,7 +19,7 @@ from configs.loading import load_settings
 from configs.schema import Settings
 from gate.console import run_command
 from ray_jobs.batch.inputs import RowCount, count_rows
-from ray_jobs.batch.plan import Job, Pool, dry_run, find_job, worker_pool
+from ray_jobs.batch.plan import Job, Pool, dry_run, find_job, refuse_another_job, worker_pool
 from ray_jobs.batch.progress import Progress
 from ray_jobs.cluster import connected, living_nodes
 from ray_jobs.command import job_parser, say
@@ -35,7 +35,7 @@ def run_batch(settings: Settings) -> dict[str, Any]:
     """
     started = time.monotonic()
     job = find_job(settings)
-    version, where = job.work.version, settings.batch_score.output
+    version, where = job.work.version, job.output.name
     if job.result is not None:
         say(f"{where} is complete: nothing was computed")
         return {**job.result, "computed_rows": 0, "rows_per_second": None, "seconds": 0.0}
@@ -48,6 +48,7 @@ def run_batch(settings: Settings) -> dict[str, Any]:
             other = began["version"]["version"]
             raise UsageError(f"another start of the job in {where} was faster, with version {other}: start this one "
                              "again, and it goes on with that one")  # fmt: skip
+        refuse_another_job(began, job.description, job.output)
         say(f"{version.name} version {version.version}: {len(job.files):,} files, {pool.now} workers"
             + (f"; {job.rows_finished:,} rows are finished" if job.finished else ""))  # fmt: skip
         progress = score_parts(job, pool, expected)
@@ -80,7 +81,7 @@ def finish(job: Job, progress: Progress) -> dict[str, Any]:
     rejected = job.output.rejected()
     rows = sum(sum(parts.values()) for parts in job.output.finished().values())
     result = {
-        "output": job.output.url,
+        "output": job.output.name,
         "model_name": job.work.version.name,
         "model_version": job.work.version.version,
         "run_id": job.work.version.run_id,

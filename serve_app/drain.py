@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("RAY_ADDRESS is not set: say which Ray, or auto for the one on this machine", file=sys.stderr)
         return ExitCode.USAGE
     import ray
+    from ray.serve.exceptions import RayServeException
 
     try:
         require_listener(address)
@@ -57,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LookupError as error:
         print(error, file=sys.stderr)
         return ExitCode.USAGE
+    except (TimeoutError, RayServeException) as error:
+        print(f"{asked.application} cannot be drained: {str(error).splitlines()[0]}", file=sys.stderr)
+        return ExitCode.FAILED
+    except KeyboardInterrupt:
+        print("interrupted: the application may be draining already", file=sys.stderr)
+        return ExitCode.INTERRUPTED
     finally:
         ray.shutdown()
     print(f"drained and deleted: {asked.application}", file=sys.stderr)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from configs.exit_codes import UsageError
 from serve_app.mlflow_client import TrackingUnavailable
 from serve_app.model_source import Copy, ModelCache, ModelVersion
 
@@ -248,6 +249,8 @@ class Follower:
             if tries >= TRIES:  # the model itself is broken: only another version helps
                 wait = math.inf
                 fix += " It is tried again when the alias comes back to it."
+        elif isinstance(error, UsageError):  # of the settings, on this hardware
+            wait, fix = math.inf, "No version can be loaded here: change the setting and deploy again."
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         self._failures[version] = LoadFailure(version, text, fix, tries, time.time(), self._clock() + wait)
         while len(self._failures) > _REMEMBERED_ERRORS:

@@ -44,5 +44,9 @@ def is_json(content_types: Sequence[str]) -> bool:
         return False
     header = Message()
     header["content-type"] = content_types[0]
-    charsets = {str(value).lower() for name, value in header.get_params([])[1:] if name.lower() == "charset"}
+    try:
+        parameters = header.get_params([])[1:]
+    except (TypeError, ValueError):  # of the standard library, at continued parameters that are none
+        return False
+    charsets = {str(value).lower() for name, value in parameters if name.lower() == "charset"}
     return header.get_content_type() == "application/json" and charsets <= {"utf-8", "utf8"}

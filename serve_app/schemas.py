@@ -125,7 +125,8 @@ class LoadError(BaseModel):
     """A version that a replica could not load."""
 
     version: str
-    error: str = Field(description="What was found, and what to do.")
+    error: str = Field(description="What was found.")
+    fix: str = Field(description="What to do, and when it is tried again.")
     tries: int = Field(description="How often it was tried.")
     at: float = Field(description="When it was tried last, seconds since 1970.")
 
@@ -138,6 +139,9 @@ class Replica(BaseModel):
     version: str | None = Field(description="The version that it serves.")
     desired_version: str | None = Field(description="The version that the alias names.")
     loading_version: str | None
+    started_from_last_good: bool = Field(
+        description="It serves the last version that loaded well on its machine, and could not ask the registry since."
+    )
     load_errors: list[LoadError]
     registry_error: str | None = Field(description="Why it cannot ask the registry.")
     since: float = Field(0.0, description="When it put its version to work, seconds since 1970.")

@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO, Any
 
 import fsspec
@@ -21,6 +22,7 @@ from serve_app.mlflow_client import is_unreachable
 _FIELD = "batch_score.input"
 _SAMPLED_FILES = 16  # whose rows are counted; those of the others are estimated from the bytes
 _SAMPLED_ROWS = 5000  # of a text file
+_FIRST_LINES = 1000  # of a JSON Lines file, in one of which a key that is asked for must be
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def column_names(file: InputFile) -> list[str]:
         if file.format == "parquet":
             return list(pq.read_schema(stream).names)
         if file.format == "jsonl":
-            return list(_first_record(stream, file.name))
+            return _first_keys(stream)
         return next(csv_records(stream, file.name, delimiter(file)), (0, []))[1]
 
 
@@ -150,15 +152,17 @@ def delimiter(file: InputFile) -> str:
     return "\t" if file.format == "tsv" else ","
 
 
-def _first_record(stream: IO[bytes], name: str) -> dict[str, Any]:
-    line = next((line for line in stream if line.strip()), b"{}")
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{name}: its first line is not JSON ({error}): write one object per line") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{name}: its first line is no JSON object: write one object per line")
-    return record
+def _first_keys(stream: IO[bytes]) -> list[str]:
+    """The keys of the first records; lines that are none are rejected one by one, later."""
+    keys: dict[str, None] = {}
+    for line in islice(stream, _FIRST_LINES):
+        try:
+            record = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            keys.update(dict.fromkeys(record))
+    return list(keys)
 
 
 def count_rows(files: Sequence[InputFile]) -> RowCount:

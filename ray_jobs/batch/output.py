@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import re
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,8 @@ class Output:
     """The folder at a path or URL. Everything raises StorageUnavailable where it cannot be read or written."""
 
     def __init__(self, url: str, file_format: str) -> None:
-        self.url, self._suffix = url, f".{file_format}"
+        self._suffix = f".{file_format}"
+        self.name = redacted(url)  # without user and password
         try:
             self._filesystem, self._path = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
@@ -56,24 +58,25 @@ class Output:
         with self._in_use():
             self._filesystem.invalidate_cache()
             if self._filesystem.isfile(self._path):
-                raise UsageError(f"batch_score.output {redacted(self.url)} is a file: name a folder (--output)")
+                raise UsageError(f"batch_score.output {self.name} is a file: name a folder (--output)")
             content = self._read(JOB_FILE)
-            if content is None and self._filesystem.exists(self._path) and self._names(""):
-                raise UsageError(f"batch_score.output {redacted(self.url)} exists and is not the output of a batch "
-                                 "job: name a new or empty folder (--output)")  # fmt: skip
+            if content is None and self._filesystem.exists(self._path) and self._has_other_things():
+                raise UsageError(f"batch_score.output {self.name} exists and is not the output of a batch job: name a "
+                                 "new or empty folder (--output)")  # fmt: skip
         return None if content is None else self._parsed(content, JOB_FILE, _JOB_KEYS)
 
     def begin(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Writes ``job``, unless another start of it was faster, and returns what stands there."""
         content = json.dumps(job, indent=1).encode()
         with self._in_use():
-            self._filesystem.makedirs(f"{self._path}/{REJECTED_FOLDER}", exist_ok=True)
+            self._filesystem.makedirs(self._path, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 self._create(JOB_FILE, content)
+            self._filesystem.makedirs(f"{self._path}/{REJECTED_FOLDER}", exist_ok=True)
             return self._parsed(self._read(JOB_FILE) or b"", JOB_FILE, _JOB_KEYS)
 
     def finished(self) -> dict[int, dict[int, int]]:
-        """The finished parts: file -> first row -> rows. Removes what killed workers were writing."""
+        """The finished parts: file -> first row -> rows."""
         parts: dict[int, dict[int, int]] = {}
         with self._in_use():
             self._filesystem.invalidate_cache()
@@ -81,10 +84,6 @@ class Output:
                 if found := _PART.match(name):
                     file, first_row, rows = map(int, found.groups())
                     parts.setdefault(file, {})[first_row] = rows
-            for folder in ("", REJECTED_FOLDER):
-                for name in self._names(folder):
-                    if name.startswith(_UNFINISHED):
-                        self._filesystem.rm_file(f"{self._path}/{folder}/{name}")
         return parts
 
     def write_part(self, name: str, predictions: bytes, rejected: bytes) -> None:
@@ -98,7 +97,10 @@ class Output:
         """Rows without prediction, by reason."""
         reasons: Counter[str] = Counter()
         with self._in_use():
+            self._filesystem.invalidate_cache()
             for name in self._names(REJECTED_FOLDER):
+                if name.startswith(_UNFINISHED):
+                    continue
                 with self._filesystem.open(f"{self._path}/{REJECTED_FOLDER}/{name}", "rb") as file:
                     reasons.update(json.loads(line)["reason"] for line in file)
         return reasons
@@ -110,8 +112,12 @@ class Output:
         return None if content is None else self._parsed(content, RESULT_FILE)
 
     def complete(self, result: Mapping[str, Any]) -> None:
-        """Marks the job as done."""
+        """Marks the job as done, and removes what killed workers were writing."""
         with self._in_use():
+            for folder in ("", REJECTED_FOLDER):
+                for name in self._names(folder):
+                    if name.startswith(_UNFINISHED):
+                        self._filesystem.rm_file(f"{self._path}/{folder}/{name}")
             self._write(RESULT_FILE, json.dumps(result, indent=1).encode())
 
     @contextlib.contextmanager
@@ -121,7 +127,11 @@ class Output:
         except (UsageError, StorageUnavailable):
             raise
         except Exception as error:  # every store has exceptions of its own
-            raise StorageUnavailable(f"batch_score.output {redacted(self.url)} cannot be used: {error}") from error
+            raise StorageUnavailable(f"batch_score.output {self.name} cannot be used: {error}") from error
+
+    def _has_other_things(self) -> bool:
+        """Whether there is more than what a start leaves that was killed before it had written what the job is."""
+        return any(not name.startswith(_UNFINISHED) for name in self._names(""))
 
     def _names(self, folder: str) -> list[str]:
         path = f"{self._path}/{folder}".rstrip("/")
@@ -143,8 +153,7 @@ class Output:
                 raise ValueError(f"no {', '.join(sorted(keys - found.keys()))}")
             return found
         except (ValueError, TypeError):
-            raise UsageError(f"{redacted(self.url)}/{name} is damaged: remove it, and the job begins anew, or name "
-                             "another --output") from None  # fmt: skip
+            raise UsageError(f"{self.name}/{name} is damaged: name another --output") from None
 
     def _write(self, name: str, content: bytes) -> None:
         path = f"{self._path}/{name}"
@@ -152,21 +161,28 @@ class Output:
             self._filesystem.pipe_file(path, content)  # object stores show a file whole or not at all
             return
         folder, _, last = path.rpartition("/")
-        part = Path(f"{folder}/{_UNFINISHED}{os.getpid()}-{last}")
-        try:
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # a part that is there must be whole after a power cut too
-            part.replace(path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+        part = _written(Path(f"{folder}/{_UNFINISHED}{uuid.uuid4().hex}-{last}"), content)
+        part.replace(path)
 
     def _create(self, name: str, content: bytes) -> None:
         path = f"{self._path}/{name}"
         if not isinstance(self._filesystem, LocalFileSystem):
             self._filesystem.pipe_file(path, content, mode="create")
             return
-        with open(path, "xb") as file:
+        part = _written(Path(f"{self._path}/{_UNFINISHED}{uuid.uuid4().hex}-{name}"), content)
+        try:
+            os.link(part, path)  # whole, and only where nothing is
+        finally:
+            part.unlink()
+
+
+def _written(path: Path, content: bytes) -> Path:
+    try:
+        with path.open("wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # what is renamed must be whole after a power cut too
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return path

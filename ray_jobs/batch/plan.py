@@ -78,11 +78,12 @@ def find_job(settings: Settings) -> Job:
     description = {
         "model": str(choice),
         "version": _identity(version),
-        "settings": values | {"precision": serving.precision, "max_text_chars": serving.max_text_chars},
+        "settings": values
+        | {"precision": serving.precision, "max_text_chars": serving.max_text_chars, "part_bytes": PART_BYTES},
         "files": [[file.name, file.size, file.stamp] for file in files],
     }
     if began is not None:
-        _refuse_another_job(began, description, output)
+        refuse_another_job(began, description, output)
     return Job(
         work=Work(settings, version, choice.alias, files[0].format),
         files=files,
@@ -121,7 +122,7 @@ def dry_run(settings: Settings) -> tuple[dict[str, Any], list[str]]:
     size = sum(file.size for file in job.files)
     found = {
         "dry_run": True,
-        "output": batch.output,
+        "output": job.output.name,
         "model_name": version.name,
         "model_version": version.version,
         "files": len(job.files),
@@ -167,7 +168,7 @@ def _outside(files: list[InputFile], output: str) -> list[InputFile]:
 
 def _version_of(began: dict[str, Any], client: MlflowClient, choice: ModelChoice, output: Output) -> ModelVersion:
     """The version that the job began with, which must still be in the registry."""
-    where = f"the job in {redacted(output.url)}"
+    where = f"the job in {output.name}"
     if began["model"] != str(choice):
         raise UsageError(f"{where} scores with {began['model']}, and this one with {choice}: name the same "
                          "--model, or another --output")  # fmt: skip
@@ -193,8 +194,8 @@ def _identity(version: ModelVersion) -> dict[str, Any]:
     return {"name": version.name, "version": version.version, "source": version.source}
 
 
-def _refuse_another_job(began: dict[str, Any], description: dict[str, Any], output: Output) -> None:
-    where = f"the job in {redacted(output.url)}"
+def refuse_another_job(began: dict[str, Any], description: dict[str, Any], output: Output) -> None:
+    where = f"the job in {output.name}"
     for name, value in description["settings"].items():
         before = began["settings"].get(name)
         if before != value:

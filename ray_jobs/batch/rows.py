@@ -124,7 +124,10 @@ def _decoded(value: bytes | None) -> str | bytes | None:
 def _row(part: Part, place: int) -> Any:
     if part.is_lines:
         return part.table.column(LINE)[place].as_py()
-    return {name: _for_json(part.table.column(name)[place]) for name in part.table.column_names}
+    row: dict[str, Any] = {}
+    for number, name in enumerate(part.table.column_names):  # of which a CSV file may have several alike
+        row[name if name not in row else f"{name} ({number + 1})"] = _for_json(part.table.column(number)[place])
+    return row
 
 
 def _for_json(scalar: pa.Scalar) -> Any:

@@ -78,9 +78,8 @@ class Engine:
         self.weights_digest = weights_digest
         self._device = device
         self._exact = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
-        self._model = self._exact
-        if precision == "int8":
-            assert isinstance(self._exact, PackedDistilBert)
+        self._model: PackedModel = self._exact
+        if precision == "int8" and isinstance(self._exact, PackedDistilBert):  # ``load`` lets no other model through
             self._model = quantize(self._exact)
         self._tokenizer, self._sample = tokenizer, sample
         self._max_batch_tokens, self._max_batch_texts = max_batch_tokens, max_batch_texts

@@ -166,9 +166,11 @@ def require_same_vocabulary(
     """Raises ModelFolderError where the ids of the tokenizer, those of the sample, or the positions of a text of
     ``max_length`` tokens go beyond what the model has embeddings for."""
     limit, positions = model.config.vocabulary_size, getattr(model.config, "max_length", max_length)
+    if sample.ids.min(initial=0) < 0:
+        raise ModelFolderError(f"{folder / SAMPLE_FILE} has negative token ids")
     ids = int(sample.ids.max(initial=0)) + 1
     for name, needed in (("tokenizer.json", tokenizer.vocabulary_size), (SAMPLE_FILE, ids)):
-        if needed > limit or int(sample.ids.min(initial=0)) < 0:
+        if needed > limit:
             raise ModelFolderError(
                 f"{folder / name} has {needed} token ids, the model {limit}: they are not of the same model"
             )

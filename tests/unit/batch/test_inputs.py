@@ -71,6 +71,12 @@ def test_rows_of_many_files_are_estimated_from_some(tmp_path: Path) -> None:
     assert count_rows(files) == RowCount(40 * 30, exact=False)
 
 
+def test_keys_of_json_lines_are_those_of_any_early_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('not JSON\n[1]\n{"id": 1}\n{"id": 2, "text": "good"}\n', encoding="utf-8")
+    assert column_names(find_files([str(path)])[0]) == ["id", "text"]
+
+
 def test_an_empty_file_has_no_columns(tmp_path: Path) -> None:
     for name in ("a.csv", "a.jsonl"):
         (tmp_path / name).touch()

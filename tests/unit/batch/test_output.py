@@ -57,14 +57,27 @@ def test_a_damaged_job_file_is_refused(url: str, content: str) -> None:
         Output(url, "csv").job()
 
 
-def test_what_a_killed_worker_was_writing_is_removed(tmp_path: Path) -> None:
+def test_what_a_killed_worker_was_writing_is_removed_at_the_end(tmp_path: Path) -> None:
     output = Output(str(tmp_path), "csv")
     output.begin(JOB)
     left = [tmp_path / ".tmp-12-part-00000-0000000001-10.csv", tmp_path / "_rejected" / ".tmp-12-part.jsonl"]
     for path in left:
         path.touch()
-    assert output.finished() == {}
+    assert (output.finished(), output.rejected()) == ({}, {})
+    assert all(path.exists() for path in left), "it may be of a worker that is alive"
+    output.complete({})
     assert not any(path.exists() for path in left)
+
+
+def test_a_start_that_was_killed_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-0a-_job.json").write_bytes(b"{")
+    output = Output(str(tmp_path), "csv")
+    assert output.job() is None
+    assert output.begin(JOB) == JOB
+
+
+def test_the_password_of_the_store_is_not_in_its_name() -> None:
+    assert "secret" not in Output("memory://user:secret@host/out", "csv").name
 
 
 def test_what_cannot_be_written_is_unreachable(tmp_path: Path) -> None:

@@ -91,6 +91,13 @@ def predictions(*places: int) -> Predictions:
     return Predictions(places, LABELS, values, np.array([False, True])[: len(places)], "3")
 
 
+def test_a_rejected_row_keeps_columns_of_the_same_name_apart() -> None:
+    part = Part(1, pa.Table.from_arrays([pa.array([""]), pa.array(["a"]), pa.array(["b"])], names=["text", "", ""]))
+    _, rejected = texts_of(part, COLUMNS, max_chars=10, truncate=True)
+    (line,) = rejected_lines(part, rejected, "a.csv").splitlines()
+    assert json.loads(line)["input"] == {"text": "", "": "a", " (3)": "b"}
+
+
 def test_csv_keeps_every_field_as_it_was() -> None:
     rows = [{"n": "01", "text": 'a "quoted",\r\ntext'}, {"n": "", "text": "left out"}, {"n": "NA", "text": " é\t"}]
     content = render(Part(1, pa.Table.from_pylist(rows)), predictions(0, 2), "csv", "prediction").decode()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from configs.exit_codes import UsageError
-from configs.schema import ServingConfig
+from configs.schema import ServingConfig, Settings
 from serve_app.inference import engine as engine_module
 from serve_app.inference.engine import SAMPLE_TOLERANCE, Engine
 from serve_app.inference.int8 import Int8Linear, has_int8, quantize
@@ -135,3 +135,5 @@ def test_settings_refuse_it_on_gpus() -> None:
     assert ServingConfig(precision="int8").precision == "int8"
     with pytest.raises(ValueError, match=r"serving\.precision int8 .*gpus_per_replica is 1"):
         ServingConfig(precision="int8", gpus_per_replica=1)
+    with pytest.raises(ValueError, match=r"batch_score\.gpus_per_worker is 1"):
+        Settings.model_validate({"serving": {"precision": "int8"}, "batch_score": {"gpus_per_worker": 1}})

@@ -19,7 +19,8 @@ from serve_app.metrics import GatewayMetrics, render, snapshot
 from serve_app.schemas import Info
 
 READY = {"replica": "r1", "ready": True, "version": "7", "since": 5.0, "labels": ["no", "yes"], "max_length": 64,
-         "desired_version": "7", "loading_version": None, "load_errors": [], "registry_error": None}  # fmt: skip
+         "desired_version": "7", "loading_version": None, "load_errors": [], "registry_error": None,
+         "started_from_last_good": False}  # fmt: skip
 JSON = {"content-type": "application/json"}
 
 
@@ -196,7 +197,9 @@ async def test_unusual_texts_are_texts(service, text):
                                           "application/json; charset=latin-1", "application/json; charset=utf-16",
                                           "application/json; charset=utf-8; charset=latin-1", "text/json",
                                           "application/json, text/plain", "application/json; charset",
-                                          "application/json; charset*=utf-8''%ff"])  # fmt: skip
+                                          "application/json; charset*=utf-8''%ff",
+                                          "application/json; a*=x; a*0=y",
+                                          f"application/json; a*{'1' * 5000}=x"])  # fmt: skip
 async def test_other_media_types_are_415(service, content_type):
     check_error(await service.post({"text": "a"}, **{"content-type": content_type}), "unsupported_media_type")
 
@@ -317,7 +320,7 @@ async def test_health_ready_and_version_header_follow_the_view(service):
 
 
 async def test_info_shows_the_newest_version_and_all_replicas(service):
-    failed = {"version": "7", "error": "x", "tries": 2, "at": 4.0}
+    failed = {"version": "7", "error": "x", "fix": "y", "tries": 2, "at": 4.0}
     older = {**READY, "replica": "r0", "version": "6", "since": 1.0, "load_errors": [failed]}
     service.backend.view["replicas"].append(older)
     info = (await service.client.get("/info")).json()

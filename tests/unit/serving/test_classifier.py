@@ -18,6 +18,7 @@ from serve_app.answers import Answer, Explanation, Refusal
 from serve_app.classifier import Classifier
 from serve_app.errors import ErrorCode
 from serve_app.model_source import ModelVersion
+from serve_app.schemas import Replica
 from tests.tiny import write_tiny_model
 
 LONG = "good " + "movie " * 100
@@ -91,6 +92,7 @@ async def test_answers_all_texts_in_order(start, alias):
     assert answer.truncated == [False, False, True]
     assert set(answer.phases) == {"tokenize", "queue", "forward"}
     status = classifier.status()
+    Replica.model_validate(status, extra="forbid")  # as the OpenAPI document has it
     assert status["ready"]
     assert (status["version"], status["run_id"], status["f1"], status["max_length"]) == ("1", "run", 0.9, 64)
 
@@ -259,6 +261,7 @@ async def test_broken_version_keeps_the_old_one(start, alias, models, tmp_path_f
     alias.current = "3"
     await until(lambda: classifier.status()["load_errors"])
     status = classifier.status()
+    Replica.model_validate(status, extra="forbid")  # as the OpenAPI document has it
     assert (status["version"], status["desired_version"]) == ("1", "3")
     assert "model.safetensors" in status["load_errors"][0]["error"]
     assert isinstance(await classifier.classify(["good"], True), Answer)

@@ -160,3 +160,11 @@ def test_a_promotion_waits_for_approval_and_a_failed_smoke_test_goes_back() -> N
     assert back["if"] == "${{ always() && steps.promote.outcome == 'success' && steps.smoke.outcome != 'success' }}"
     assert not [step for step in jobs["promote"]["steps"] if step.get("continue-on-error")], "it would end green"
     assert LOADED["deploy.yml"]["concurrency"] == {"group": "deploy", "cancel-in-progress": False}
+
+
+@pytest.mark.parametrize(("extras", "expected"), [("", "."), ("dev,ship", ".[dev,ship]")])
+def test_the_install_action_names_what_pip_takes(extras: str, expected: str) -> None:
+    (install,) = [found for found in steps() if "EXTRAS" in found.get("env", {})]
+    line = install["run"].strip().splitlines()[-1].replace("python -m pip install -e", "printf %s")
+    ran = subprocess.run(["bash", "-c", line], env={"EXTRAS": extras}, check=True, capture_output=True, text=True)
+    assert ran.stdout == expected
