@@ -124,13 +124,17 @@ def _postgresql_binaries() -> Path:
 
 
 class MlflowServer:
-    """``mlflow server`` on a database: ``uri`` is its address, ``artifacts`` the folder that it keeps artifacts in."""
+    """``mlflow server`` on a database: ``uri`` is its address, ``artifacts`` the folder that it keeps artifacts in.
+
+    ``host``: the name that it must be called by, where it is told not to answer under others.
+    """
 
     def __init__(
         self,
         backend: str,
         folder: Path,
         *options: str,
+        host: str | None = None,
         workers: int = 2,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -138,6 +142,7 @@ class MlflowServer:
         self.backend, self.folder, self.artifacts = backend, folder, folder / "artifacts"
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
+        self._headers = {} if host is None else {"Host": host}
         self._command: Sequence[str] = [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
             *("--backend-store-uri", backend, "--workers", str(workers)),
@@ -192,7 +197,7 @@ class MlflowServer:
         # Not /health, which it answers before it has opened its database. 401: it has users.
         address = f"{self.uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
         try:
-            return requests.get(address, timeout=30).status_code in (200, 401)
+            return requests.get(address, headers=self._headers, timeout=30).status_code in (200, 401)
         except requests.RequestException:
             return False
 

@@ -39,6 +39,7 @@ def mlflow(postgresql: PostgreSQL, s3: S3, tmp_path_factory: pytest.TempPathFact
         tmp_path_factory.mktemp("compose"),
         f"--artifacts-destination={given['artifacts-destination'].replace('artifacts', s3.bucket)}",
         f"--allowed-hosts={given['allowed-hosts']}",
+        host=NAME,
         workers=1,
         environment={**environment, "PGPASSWORD": password[1]},
     )
