@@ -46,5 +46,7 @@ def test_commands_say_that_it_is_unreachable(closed: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_ADDRESS", closed)
     assert drain.main([]) == ExitCode.UNREACHABLE
     assert closed in capsys.readouterr().err
+    # The tests of one session share a Ray; a command begins without one.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(ClusterUnavailable, match=closed), connected(None):
         pass
