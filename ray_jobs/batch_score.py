@@ -19,7 +19,17 @@ from configs.loading import load_settings
 from configs.schema import Settings
 from gate.console import run_command
 from ray_jobs.batch.inputs import RowCount, count_rows
-from ray_jobs.batch.plan import Job, Pool, dry_run, find_job, refuse_another_job, worker_pool
+from ray_jobs.batch.parts import first_missing_row
+from ray_jobs.batch.plan import (
+    Job,
+    Pool,
+    described,
+    dry_run,
+    find_job,
+    input_files,
+    refuse_another_job,
+    worker_pool,
+)
 from ray_jobs.batch.progress import Progress
 from ray_jobs.cluster import connected, living_nodes
 from ray_jobs.command import job_parser, say
@@ -52,6 +62,8 @@ def run_batch(settings: Settings) -> dict[str, Any]:
         say(f"{version.name} version {version.version}: {len(job.files):,} files, {pool.now} workers"
             + (f"; {job.rows_finished:,} rows are finished" if job.finished else ""))  # fmt: skip
         progress = score_parts(job, pool, expected)
+    require_whole(job, progress)
+    refuse_another_job(job.description, {**job.description, "files": described(input_files(settings))}, job.output)
     result = finish(job, progress)
     seconds = time.monotonic() - started
     return {
@@ -74,6 +86,18 @@ def score_parts(job: Job, pool: Pool, expected: RowCount) -> Progress:
             progress.add(outcome)
     say(progress.line())
     return progress
+
+
+def require_whole(job: Job, progress: Progress) -> None:
+    """CommandFailed unless the output has every row of which a worker said that it is there."""
+    finished = job.output.finished()
+    holes = [job.files[number].name for number, parts in finished.items()
+             if first_missing_row(parts) != sum(parts.values()) + 1]  # fmt: skip
+    expected, found = job.rows_finished + progress.rows, sum(sum(parts.values()) for parts in finished.values())
+    if holes or found != expected:
+        where = f" ({holes[0]} has a hole)" if holes else ""
+        raise CommandFailed(f"{job.output.name} has {found:,} rows of {expected:,}{where}, as if somebody had removed "
+                            "parts meanwhile: start the job again, and it scores what is missing")  # fmt: skip
 
 
 def finish(job: Job, progress: Progress) -> dict[str, Any]:

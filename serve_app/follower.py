@@ -1,8 +1,7 @@
 """Follows the alias: a thread that notices a new version, loads and warms it beside the old one, and hands it over.
 
 What cannot be loaded is remembered with its error and tried again a few times; whatever serves keeps serving. While
-MLflow is down nothing changes, and a replica without a model starts from the last version that loaded well here. A copy
-on this machine is compared with the digest of what the gate scored, or else of what loaded well before.
+MLflow is down nothing changes, and a replica without a model starts from the last version that loaded well here.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from configs.exit_codes import UsageError
 from serve_app.mlflow_client import TrackingUnavailable
-from serve_app.model_source import Copy, ModelCache, ModelVersion
+from serve_app.model_source import ModelCache, ModelVersion, load_verified
 
 if TYPE_CHECKING:
     from serve_app.inference.engine import Engine
@@ -188,7 +187,8 @@ class Follower:
         self._loading = version.version
         self._on_change()
         try:
-            loaded = Loaded(self._load_copy(version), version, time.time(), last_good)
+            engine = load_verified(self._cache, version, self._alias.download, self._load)
+            loaded = Loaded(engine, version, time.time(), last_good)
         except Exception as error:  # noqa: BLE001 - a version that cannot be loaded must not end the service
             self._failed(version, error)
             return False
@@ -199,42 +199,6 @@ class Follower:
         self._on_loaded(loaded)
         self._keep_up(self._cache.remember_good, replace(version, weights_digest=loaded.engine.weights_digest))
         return True
-
-    def _load_copy(self, version: ModelVersion) -> Engine:
-        """The engine of the copy on this machine. One that is broken is taken anew, once, if it was there before."""
-        from serve_app.inference.saved_model import ModelFolderError  # brings torch
-
-        damage: ModelFolderError | None = None
-        while True:
-            try:
-                copy = self._cache.fetch(version, self._alias.download)
-            except Exception as error:
-                if damage is None:
-                    raise
-                raise OSError(f"the copy here is broken ({damage}) and cannot be downloaded anew: {error}") from error
-            try:
-                engine = self._load(copy.folder)
-                self._require_digest(version, copy, engine.weights_digest)
-            except ModelFolderError as error:
-                removed = self._cache.discard(version, copy)
-                if damage is not None or (copy.fresh and removed):
-                    raise
-                damage = error
-            else:
-                return engine
-
-    def _require_digest(self, version: ModelVersion, copy: Copy, found: str) -> None:
-        from serve_app.inference.saved_model import ModelFolderError  # brings torch
-
-        expected = version.weights_digest
-        if expected is None and not copy.fresh:
-            loaded_well = [good.weights_digest for good in self._cache.good(version.name) if good == version]
-            expected = next(iter(loaded_well), None)
-        if expected is not None and found != expected:
-            raise ModelFolderError(
-                f"{copy.folder} has the weights digest {found[:16]}..., expected {expected[:16]}..., which was scored "
-                "or loaded well before: its files have been changed"
-            )
 
     def _failed(self, version: ModelVersion, error: Exception) -> None:
         from serve_app.inference.saved_model import ModelFolderError  # brings torch

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion as RegisteredVersion
 
+    from serve_app.inference.engine import Engine
+
 _KEPT_VERSIONS = 2  # of those that loaded well, per alias: the served one and the one before
 _MLFLOW_NOTE = "registered_model_meta"  # what MLflow adds to every download, even to an empty one
 _MOST_OF_A_REASON = 600  # characters
@@ -145,6 +147,51 @@ def find_model_folder(downloaded: Path) -> Path:
             f"{len(found)}: was this version registered by Trialgate?"
         )
     return found[0]
+
+
+def load_verified(
+    cache: ModelCache, version: ModelVersion, download: Callable[[ModelVersion, Path], None],
+    load: Callable[[Path], Engine],
+) -> Engine:  # fmt: skip
+    """The engine of the copy on this machine, compared with the digest of what the gate scored, or else of what loaded
+    well before. A copy that is broken is taken anew, once, if it was there before.
+
+    Raises ModelFolderError for a version that is broken itself, OSError when it cannot be had, what ``load`` raises.
+    """
+    from serve_app.inference.saved_model import ModelFolderError  # brings torch
+
+    damage: ModelFolderError | None = None
+    while True:
+        try:
+            copy = cache.fetch(version, download)
+        except Exception as error:
+            if damage is None:
+                raise
+            raise OSError(f"the copy here is broken ({damage}) and cannot be downloaded anew: {error}") from error
+        try:
+            engine = load(copy.folder)
+            _require_digest(cache, version, copy, engine.weights_digest)
+        except (ModelFolderError, FileNotFoundError) as error:  # others on this machine tidy the cache
+            removed = cache.discard(version, copy)
+            if damage is not None or (copy.fresh and removed):
+                raise
+            damage = ModelFolderError(str(error))
+        else:
+            return engine
+
+
+def _require_digest(cache: ModelCache, version: ModelVersion, copy: Copy, found: str) -> None:
+    from serve_app.inference.saved_model import ModelFolderError  # brings torch
+
+    expected = version.weights_digest
+    if expected is None and not copy.fresh:
+        loaded_well = [good.weights_digest for good in cache.good(version.name) if good == version]
+        expected = next(iter(loaded_well), None)
+    if expected is not None and found != expected:
+        raise ModelFolderError(
+            f"{copy.folder} has the weights digest {found[:16]}..., expected {expected[:16]}..., which was scored "
+            "or loaded well before: its files have been changed"
+        )
 
 
 class ModelCache:

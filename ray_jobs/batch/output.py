@@ -1,6 +1,7 @@
 """The folder of a batch job's output, which is also all that the job remembers.
 
     _job.json       what the job is, with the model version that it began with; written first
+    _precision      in which precision its workers compute; written by the first
     part-*          predictions; the existence of a part's file says that the part is finished
     _rejected/      the rows without prediction, JSON Lines; a part's file is here before its predictions are
     _SUCCESS        the job's result; written last
@@ -30,11 +31,13 @@ from ray_jobs.command import StorageUnavailable
 from ray_jobs.data.files import redacted
 
 JOB_FILE = "_job.json"
+PRECISION_FILE = "_precision"
 RESULT_FILE = "_SUCCESS"
 REJECTED_FOLDER = "_rejected"
 _PART = re.compile(r"part-(\d+)-(\d+)-(\d+)\.")  # file, first row, rows
 _JOB_KEYS = frozenset({"model", "version", "settings", "files"})
 _UNFINISHED = ".tmp-"
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 
 
 def part_name(file: int, first_row: int, rows: int) -> str:
@@ -69,11 +72,15 @@ class Output:
         """Writes ``job``, unless another start of it was faster, and returns what stands there."""
         content = json.dumps(job, indent=1).encode()
         with self._in_use():
-            self._filesystem.makedirs(self._path, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                self._create(JOB_FILE, content)
-            self._filesystem.makedirs(f"{self._path}/{REJECTED_FOLDER}", exist_ok=True)
-            return self._parsed(self._read(JOB_FILE) or b"", JOB_FILE, _JOB_KEYS)
+            self._make_folder("")
+            began = self._first(JOB_FILE, content)
+            self._make_folder(REJECTED_FOLDER)
+            return self._parsed(began, JOB_FILE, _JOB_KEYS)
+
+    def agree_on_precision(self, precision: str) -> str:
+        """The precision in which the first worker of the job computed: ``precision``, if this one is it."""
+        with self._in_use():
+            return self._first(PRECISION_FILE, precision.encode()).decode()
 
     def finished(self) -> dict[int, dict[int, int]]:
         """The finished parts: file -> first row -> rows."""
@@ -163,6 +170,18 @@ class Output:
         folder, _, last = path.rpartition("/")
         part = _written(Path(f"{folder}/{_UNFINISHED}{uuid.uuid4().hex}-{last}"), content)
         part.replace(path)
+
+    def _make_folder(self, folder: str) -> None:
+        protocol = self._filesystem.protocol
+        if not _OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol):
+            return  # they have none, and s3fs would make a bucket
+        self._filesystem.makedirs(f"{self._path}/{folder}", exist_ok=True)
+
+    def _first(self, name: str, content: bytes) -> bytes:
+        """Writes the file, unless another process was faster, and returns what stands there."""
+        with contextlib.suppress(FileExistsError):
+            self._create(name, content)
+        return self._read(name) or b""
 
     def _create(self, name: str, content: bytes) -> None:
         path = f"{self._path}/{name}"

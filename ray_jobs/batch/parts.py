@@ -88,14 +88,15 @@ class _Batch:
 
 def read_parts(file: InputFile, columns: Columns, rows_per_part: int, finished: Mapping[int, int]) -> Iterator[Part]:
     """The parts of ``file`` that are not ``finished`` (first row -> rows), in order. Raises as ``inputs.reading``."""
-    start = _first_missing_row(finished)
+    start = first_missing_row(finished)
     with opened(file) as stream:
         for part in _cut(_read(stream, file, columns, start), start, rows_per_part):
             if part.first_row not in finished:
                 yield part
 
 
-def _first_missing_row(finished: Mapping[int, int]) -> int:
+def first_missing_row(finished: Mapping[int, int]) -> int:
+    """The first row of a file that is in no ``finished`` part (first row -> rows)."""
     row = 1
     while row in finished:
         row += finished[row]

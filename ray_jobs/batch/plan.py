@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def find_job(settings: Settings) -> Job:
     if not batch.input or batch.output is None:
         missing = "output" if batch.input else "input"
         raise ConfigError(f"batch_score.{missing} is not set: use --{missing} with a path or a URL")
-    files = _outside(find_files(batch.input), batch.output)
+    files = input_files(settings)
     if names := column_names(files[0]):
         check_columns(names, batch.text_column, batch.prediction_name, files[0].name)
     output, choice = Output(batch.output, files[0].format), ModelChoice.of(settings)
@@ -80,7 +81,7 @@ def find_job(settings: Settings) -> Job:
         "version": _identity(version),
         "settings": values
         | {"precision": serving.precision, "max_text_chars": serving.max_text_chars, "part_bytes": PART_BYTES},
-        "files": [[file.name, file.size, file.stamp] for file in files],
+        "files": described(files),
     }
     if began is not None:
         refuse_another_job(began, description, output)
@@ -92,6 +93,16 @@ def find_job(settings: Settings) -> Job:
         finished={} if began is None else output.finished(),
         result=None if began is None else output.result(),
     )
+
+
+def input_files(settings: Settings) -> list[InputFile]:
+    """The files to score, as they are now. Raises DataError, UsageError, StorageUnavailable."""
+    return _outside(find_files(settings.batch_score.input), settings.batch_score.output or "")
+
+
+def described(files: Sequence[InputFile]) -> list[list[str | int]]:
+    """What a job remembers its files by: each one's name, size and stamp."""
+    return [[file.name, file.size, file.stamp] for file in files]
 
 
 def worker_pool(settings: Settings, files: list[InputFile], rows_left: int, nodes: list[dict[str, float]]) -> Pool:
@@ -195,6 +206,7 @@ def _identity(version: ModelVersion) -> dict[str, Any]:
 
 
 def refuse_another_job(began: dict[str, Any], description: dict[str, Any], output: Output) -> None:
+    """UsageError when the job of ``description`` is not the one that ``began`` in the output."""
     where = f"the job in {output.name}"
     for name, value in description["settings"].items():
         before = began["settings"].get(name)

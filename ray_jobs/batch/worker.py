@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from configs.exit_codes import CommandFailed, ExitCode, Unreachable
+from configs.exit_codes import CommandFailed, ExitCode, Unreachable, UsageError
 from configs.schema import Settings
 from gate.console import describe, exit_code_of
 from ray_jobs.batch.output import Output, part_name
@@ -20,7 +20,7 @@ from ray_jobs.batch.predictions import Predictions, render
 from ray_jobs.batch.rows import Rejection, rejected_lines, texts_of, too_long
 from ray_jobs.command import StorageUnavailable
 from ray_jobs.data.files import redacted
-from serve_app.model_source import ModelCache, ModelVersion, RegistryAlias
+from serve_app.model_source import ModelCache, ModelVersion, RegistryAlias, load_verified
 
 if TYPE_CHECKING:
     from serve_app.inference.engine import Engine
@@ -149,21 +149,19 @@ class Scorer:
         registry = RegistryAlias(settings.tracking, self._work.alias)
         cache = ModelCache(Path(settings.serving.cache_dir or ""), settings.tracking.uri or "", _CACHED_FOR)
         try:
-            copy = cache.fetch(version, registry.download)
-            try:
-                engine = self._engine_of(copy.folder)
-            except (ModelFolderError, FileNotFoundError):  # replicas on this machine tidy the cache
-                if copy.fresh:
-                    raise
-                cache.discard(version, copy)
-                engine = self._engine_of(cache.fetch(version, registry.download).folder)
-            cache.remember_good(version)
+            engine = load_verified(cache, version, registry.download, self._engine_of)
+            cache.remember_good(replace(version, weights_digest=engine.weights_digest))
         except ModelFolderError as error:
             raise CommandFailed(f"{version.name} version {version.version} cannot be used: {error}") from error
         except Unreachable:
             raise
         except OSError as error:
             raise StorageUnavailable(f"{version.name} version {version.version} cannot be had: {error}") from error
+        agreed = self._output.agree_on_precision(engine.precision)
+        if agreed != engine.precision:
+            raise UsageError(f"this worker computes in {engine.precision} ({engine.precision_reason}), and others of "
+                             f"the job in {agreed}: set serving.precision to what all nodes have, such as fp32, and "
+                             "begin anew, with another --output")  # fmt: skip
         return engine
 
     def _engine_of(self, folder: Path) -> Engine:
