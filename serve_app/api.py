@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from configs.schema import Settings
 from serve_app import errors
@@ -102,7 +103,8 @@ def create_api(
     key_digests: Sequence[str] = (),
     adds_request_id: bool = True,
 ) -> FastAPI:
-    """The whole HTTP interface as an ASGI application."""
+    """The whole HTTP interface as an ASGI application. Its ``state.predictions`` is one too, for POST /predict and
+    /batch_predict alone: the same handlers without FastAPI around them, and always with a request id of ours."""
     serving = settings.serving
     keys = KeyRing(key_digests)
     api = FastAPI(
@@ -114,24 +116,36 @@ def create_api(
         redirect_slashes=False,
         responses=error_replies(500, 504),  # of every route
     )
-    api.add_middleware(
-        Edge,
-        deadline_s=serving.deadline_ms / 1000,
-        own_deadlines_s={"/explain": serving.explain_deadline_ms / 1000},
-        metrics=metrics,
-        current_version=lambda: current_version(backend.view),
-        routes=OPEN_ROUTES | KEYED_ROUTES,
-        adds_request_id=adds_request_id,
-        access_log=serving.access_log,
-    )
+    edge: dict[str, Any] = {
+        "deadline_s": serving.deadline_ms / 1000,
+        "own_deadlines_s": {"/explain": serving.explain_deadline_ms / 1000},
+        "metrics": metrics,
+        "current_version": lambda: current_version(backend.view),
+        "routes": OPEN_ROUTES | KEYED_ROUTES,
+        "access_log": serving.access_log,
+    }
+    api.add_middleware(Edge, **edge, adds_request_id=adds_request_id)
     api.add_exception_handler(HTTPException, _raise_as_service_error)
     _add_open_routes(api, backend)
     add_pages(api)
-    _add_keyed_routes(api, settings, backend, keys)
+    api.state.predictions = Edge(
+        _Straight(_add_keyed_routes(api, settings, backend, keys)), **edge, adds_request_id=True
+    )
     if serving.explain_enabled:
         _add_explain_route(api, settings, backend, keys)
     complete_openapi(api, KEYED_ROUTES if key_digests else frozenset())
     return api
+
+
+class _Straight:
+    """Calls the handler of a path that has one, without FastAPI's routing."""
+
+    def __init__(self, handlers: Mapping[str, Callable[[Request], Awaitable[Response]]]) -> None:
+        self._handlers = handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handlers[scope["path"]](Request(scope, receive))
+        await response(scope, receive, send)
 
 
 def _add_open_routes(api: FastAPI, backend: Backend) -> None:
@@ -150,7 +164,10 @@ def _add_open_routes(api: FastAPI, backend: Backend) -> None:
         return JSONResponse({"status": "ready", "ready_replicas": len(able), "replicas": len(view["replicas"])})
 
 
-def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: KeyRing) -> None:
+def _add_keyed_routes(
+    api: FastAPI, settings: Settings, backend: Backend, keys: KeyRing
+) -> dict[str, Callable[[Request], Awaitable[Response]]]:
+    """Returns the handlers of POST /predict and /batch_predict by path."""
     limits = settings.serving
 
     @api.post(
@@ -212,6 +229,8 @@ def _add_keyed_routes(api: FastAPI, settings: Settings, backend: Backend, keys: 
         except Exception:  # noqa: BLE001 - Serve restarts the board; whatever hit it, there are no metrics now
             raise errors.not_ready("The metrics are not available right now.") from None
         return Response(text, media_type=CONTENT_TYPE)
+
+    return {"/predict": predict, "/batch_predict": batch_predict}
 
 
 def _add_explain_route(api: FastAPI, settings: Settings, backend: Backend, keys: KeyRing) -> None:

@@ -47,6 +47,11 @@ class Admission:
         self.held += texts
         return True
 
+    @property
+    def is_full(self) -> bool:
+        """Whether not even one text gets in."""
+        return self.held >= self.max_texts
+
     def release(self, texts: int) -> None:
         """Gives ``texts`` places back."""
         self.held -= texts
@@ -81,6 +86,7 @@ class _Entry(Generic[Item, Result]):
     deadline: float
     arrived: float
     done: asyncio.Future[Result]
+    waiting: bool = field(default=False)
     started: float = field(default=0.0)
     finished: float = field(default=0.0)
 
@@ -111,18 +117,19 @@ class Batcher(Generic[Item, Result]):
         self._run, self._observe, self._clock = run, observe, clock
         self._max_tokens, self._max_texts, self._lanes = max_tokens, max_texts, lanes
         self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._waiting_texts = self._waiting_tokens = 0
         self._workers: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
     def waiting_texts(self) -> int:
         """How many items wait, without those that were cancelled."""
-        return sum(not entry.done.done() for entry in self._waiting)
+        return self._waiting_texts
 
     @property
     def waiting_tokens(self) -> int:
         """Sum of the sizes of all waiting items; what was cancelled counts no more, though it still stands there."""
-        return sum(entry.size for entry in self._waiting if not entry.done.done())
+        return self._waiting_tokens
 
     async def submit(self, items: Sequence[Item], sizes: Sequence[int], deadline: float = math.inf) -> Outcome[Result]:
         """Results of ``items`` (``sizes``: tokens of each). Cancelling this call drops what has not been computed.
@@ -139,6 +146,8 @@ class Batcher(Generic[Item, Result]):
             _Entry(item, size, deadline, arrived, loop.create_future()) for item, size in zip(items, sizes, strict=True)
         ]
         self._waiting.extend(entries)
+        for entry in entries:
+            self._count(entry, waiting=True)
         if len(self._workers) < self._lanes:
             # The task starts in the next turn of the loop, so requests that are already there share its first batch.
             self._workers.add(loop.create_task(self._work()))
@@ -146,6 +155,7 @@ class Batcher(Generic[Item, Result]):
             results = [await entry.done for entry in entries]
         finally:
             for entry in entries:  # cancelled, or one text of this request failed: nobody reads the rest
+                self._count(entry, waiting=False)
                 if not entry.done.cancel() and not entry.done.cancelled():
                     entry.done.exception()  # marks it as read, or asyncio complains when it is collected
         queue_s = max(entry.started for entry in entries) - arrived
@@ -163,6 +173,8 @@ class Batcher(Generic[Item, Result]):
             while batch := self._take_batch():
                 await self._compute(batch)
         except BaseException as error:
+            for entry in self._waiting:
+                self._count(entry, waiting=False)
             self._fail(list(self._waiting), error)
             self._waiting.clear()
             raise
@@ -184,14 +196,23 @@ class Batcher(Generic[Item, Result]):
             if entry.done.done():
                 continue
             if entry.deadline <= now:
+                self._count(entry, waiting=False)
                 entry.done.set_exception(DeadlineExceeded())
             elif batch and tokens + entry.size > self._max_tokens:
                 passed_over.append(entry)
             else:
+                self._count(entry, waiting=False)
                 batch.append(entry)
                 tokens += entry.size
         self._waiting.extendleft(reversed(passed_over))
         return batch
+
+    def _count(self, entry: _Entry[Item, Result], *, waiting: bool) -> None:
+        """Keeps the sums of what waits: looked at for every request, they must not take longer the more waits."""
+        if entry.waiting != waiting:
+            entry.waiting, sign = waiting, 1 if waiting else -1
+            self._waiting_texts += sign
+            self._waiting_tokens += sign * entry.size
 
     async def _compute(self, batch: list[_Entry[Item, Result]]) -> None:
         started = self._clock()

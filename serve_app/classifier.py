@@ -8,11 +8,12 @@ it was admitted with, so all the texts of a batch request are computed by one ve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 # A forward pass takes well under a second; one that takes this long hangs, and Serve should replace the replica.
 _STUCK_S = 120.0
+_CHARACTERS_PER_TOKEN = 4  # of English text, about
 logger = logging.getLogger(__name__)
 
 
@@ -72,10 +74,12 @@ class Classifier:
         self._serving, self._replica, self._on_change = serving, replica, on_change
         self._loop = asyncio.get_running_loop()
         self._admission = Admission(serving.max_concurrent_texts)
+        self._longest_wait_s = serving.max_queue_ms / 1000
         self._lanes = Lanes(max(1, int(serving.cpus_per_replica)), shared=serving.gpus_per_replica > 0)
         self._tokenize_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         self._explaining = Explaining(serving, self.metrics)
         self._served: _Served | None = None
+        self._tokens_to_come = 0
         self._closing = False
         self._refused_texts = 0  # as overloaded, since the last look at the demand
         self._follower = Follower(
@@ -137,15 +141,16 @@ class Classifier:
             tokenized = await self._tokenize(served, texts, truncate)
             if tokenized.truncated.any():
                 return _too_long(tokenized, served.loaded.engine.max_length, len(texts))
-        wait_s, remaining_s = self._lanes.seconds_for(served.batcher.waiting_tokens), deadline - time.monotonic()
+        wait_s, remaining_s = self._wait_s(served), deadline - time.monotonic()
         # What would wait too long, or into its deadline, is refused while that is still of use to the client.
-        too_long = wait_s > self._serving.max_queue_ms / 1000 or wait_s > remaining_s > 0
+        too_long = wait_s > self._longest_wait_s or wait_s > remaining_s > 0
         if too_long or not self._admission.try_acquire(len(texts)):
             return Refusal(ErrorCode.OVERLOADED, retry_after_s=max(1, min(60, math.ceil(wait_s))))
         self.metrics.in_progress.set(self._admission.held)
         try:
             if tokenized is None:
-                tokenized = await self._tokenize(served, texts, truncate)
+                with self._on_their_way(texts, served.loaded.engine.max_length):
+                    tokenized = await self._tokenize(served, texts, truncate)
             tokenize_s = time.monotonic() - started
             rows = [tokenized.tokens[place] for place in range(len(texts))]
             outcome = await served.batcher.submit(rows, [len(row) for row in rows], deadline)
@@ -166,6 +171,12 @@ class Classifier:
             truncated=tokenized.truncated.tolist(),
             phases={"tokenize": tokenize_s, "queue": outcome.queue_s, "forward": outcome.forward_s},
         )
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether a request of one text that comes now is going to be refused as overloaded."""
+        served = self._served
+        return served is not None and (self._admission.is_full or self._wait_s(served) > self._longest_wait_s)
 
     def demand(self) -> dict[str, float]:
         """For autoscaling: texts in work, and texts refused as overloaded since the last call."""
@@ -206,6 +217,20 @@ class Classifier:
             raise RuntimeError("the thread that follows the alias has ended")
         if (running_s := self._lanes.running_s) > _STUCK_S:
             raise RuntimeError(f"a forward pass has been running for {running_s:.0f} s")
+
+    def _wait_s(self, served: _Served) -> float:
+        """How long a text that is admitted now is going to wait, seconds."""
+        return self._lanes.seconds_for(served.batcher.waiting_tokens + self._tokens_to_come)
+
+    @contextlib.contextmanager
+    def _on_their_way(self, texts: Sequence[str], max_length: int) -> Iterator[None]:
+        """Counts, about, the tokens of texts that are admitted and not in the batcher yet."""
+        tokens = sum(min(max_length, 2 + len(text) // _CHARACTERS_PER_TOKEN) for text in texts)
+        self._tokens_to_come += tokens
+        try:
+            yield
+        finally:
+            self._tokens_to_come -= tokens
 
     async def _tokenize(self, served: _Served, texts: Sequence[str], truncate: bool) -> Tokenized:
         return await self._loop.run_in_executor(

@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 import re
 import shelve
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,7 +109,7 @@ class Edge:
             return
         given = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
         valid = is_request_id(given)
-        request_id = given.decode("ascii") if valid else uuid.uuid4().hex
+        request_id = given.decode("ascii") if valid else f"{random.getrandbits(128):032x}"  # no secret
         path = _path(scope)
         exchange = Exchange(request_id, time.perf_counter(), self._own_deadlines_s.get(path, self._deadline_s))
         scope[_SCOPE_KEY] = exchange

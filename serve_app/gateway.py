@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from configs.schema import Settings
 from serve_app import errors
-from serve_app.access_log import log_to_replica_file
+from serve_app.access_log import flush_access_log, log_to_replica_file
 from serve_app.answers import Answer, Explanation
 from serve_app.api import create_api
 from serve_app.board import Reporter, View
@@ -130,3 +130,4 @@ class GatewayReplica:
     async def __del__(self) -> None:
         if hasattr(self, "_reporter"):
             await self._reporter.stop()
+            flush_access_log()

@@ -8,7 +8,6 @@ that comes alone has all cores: that is the shortest wait.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,6 @@ class Lanes:
         self._narrow = ThreadPoolExecutor(self.count, "lane", _use_cores, (1,)) if self.count > 1 else None
         self._running: dict[int, float] = {}
         self._number = 0
-        self._lock = threading.Lock()
         self._tokens_per_s = 0.0
 
     async def run(self, forward: Callable[[], Result], tokens: int, *, alone: bool) -> Result:
@@ -43,17 +41,17 @@ class Lanes:
         self._running[number] = time.monotonic()  # counts as running from here, or two passes would be the only one
 
         def timed() -> Result:
-            started = self._running[number] = time.monotonic()
-            try:
-                return forward()
-            finally:
-                if not alone:  # only a pass that others wait for is as large as passes get, and as fast by the token
-                    self._learn(at_once * tokens, time.monotonic() - started)
+            self._running[number] = time.monotonic()
+            return forward()
 
+        began = time.monotonic()
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, timed)
         finally:
             del self._running[number]
+            if not alone:  # only a pass that others wait for is as large as passes get, and as fast by the token
+                # As the loop sees it: a loop that has much to do starts passes late and hears late of their end.
+                self._learn(at_once * tokens, time.monotonic() - began)
 
     def warm_up(self, forward: Callable[[], object]) -> None:
         """Runs ``forward`` once in every way in which ``run`` would; blocks until then."""
@@ -80,8 +78,7 @@ class Lanes:
 
     def _learn(self, tokens: int, seconds: float) -> None:
         if seconds > 0:
-            with self._lock:
-                self._tokens_per_s += (tokens / seconds - self._tokens_per_s) * (_MEMORY if self._tokens_per_s else 1.0)
+            self._tokens_per_s += (tokens / seconds - self._tokens_per_s) * (_MEMORY if self._tokens_per_s else 1.0)
 
 
 def _use_cores(cores: int) -> None:

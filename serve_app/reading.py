@@ -42,6 +42,8 @@ def is_json(content_types: Sequence[str]) -> bool:
     """Whether a request's Content-Type headers say application/json, in UTF-8 if they name a charset."""
     if len(content_types) != 1:
         return False
+    if content_types[0] == "application/json":  # what nearly all send need not be parsed
+        return True
     header = Message()
     header["content-type"] = content_types[0]
     try:

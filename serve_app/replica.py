@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import Settings
-from serve_app.access_log import log_to_replica_file
+from serve_app.access_log import flush_access_log, log_to_replica_file
 from serve_app.answers import Answer, Explanation, Refusal
 from serve_app.api import create_api
 from serve_app.board import Reporter, View
 from serve_app.classifier import Classifier
-from serve_app.front import guard_server
+from serve_app.front import Shortcut, guard_server
 from serve_app.metrics import GatewayMetrics, snapshot
 from serve_app.mode import log_mode
 
@@ -66,6 +66,7 @@ class ClassifierReplica:
         if hasattr(self, "_reporter"):
             await self._classifier.close()
             await self._reporter.stop()
+            flush_access_log()
 
     def _collect(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         return snapshot(self._classifier.metrics.registry), self._classifier.status()
@@ -78,7 +79,6 @@ class ServiceReplica(ClassifierReplica):
         self, settings: dict[str, Any], key_digests: list[str], board: DeploymentHandle[Any]
     ) -> None:
         resolved = Settings.model_validate(settings)
-        guard_server()
         self._http_metrics = GatewayMetrics()
         await self._begin(resolved, board)
         self._api = create_api(
@@ -88,6 +88,7 @@ class ServiceReplica(ClassifierReplica):
             key_digests=key_digests,
             adds_request_id=False,
         )
+        guard_server(Shortcut(self._api.state.predictions, lambda: self._classifier.is_overloaded))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api

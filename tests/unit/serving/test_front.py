@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from serve_app.front import SafeHeaders, guard_server, middlewares
+from serve_app.front import Front, Shortcut, guard_server, middlewares
 
 
 async def headers_after(*headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
@@ -17,7 +17,7 @@ async def headers_after(*headers: tuple[bytes, bytes]) -> list[tuple[bytes, byte
     async def nothing(*_: object) -> None:
         raise AssertionError("nothing is received or sent here")
 
-    await SafeHeaders(application)({"type": "http", "headers": list(headers)}, nothing, nothing)
+    await Front(application)({"type": "http", "headers": list(headers)}, nothing, nothing)
     return seen
 
 
@@ -44,7 +44,7 @@ async def test_what_has_no_headers_is_handed_on():
 
     async def nothing(*_: object) -> None: ...
 
-    await SafeHeaders(application)({"type": "lifespan"}, nothing, nothing)
+    await Front(application)({"type": "lifespan"}, nothing, nothing)
     assert scopes == [{"type": "lifespan"}]
 
 
@@ -59,4 +59,42 @@ def test_serve_finds_the_middleware_unless_another_is_configured(
     monkeypatch.setattr(http_util, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", configured)
     guard_server()
     assert expected == http_util.RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
-    assert [middleware.cls for middleware in middlewares()] == [SafeHeaders]
+    assert [middleware.cls for middleware in middlewares()] == [Front]
+
+
+async def test_while_overloaded_predictions_go_past_serve_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, str]] = []
+    overloaded = True
+
+    def noting(name: str):
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            asked.append((name, scope["path"]))
+
+        return application
+
+    async def nothing(*_: object) -> None: ...
+
+    from ray.serve._private import http_util
+
+    monkeypatch.setattr(http_util, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", None)
+    guard_server(Shortcut(noting("straight"), lambda: overloaded))
+    front = Front(noting("serve"))
+    try:
+        for method, path in (
+            ("POST", "/predict"),
+            ("POST", "/batch_predict"),
+            ("GET", "/predict"),
+            ("POST", "/explain"),
+        ):
+            await front({"type": "http", "method": method, "path": path, "headers": []}, nothing, nothing)
+        overloaded = False
+        await front({"type": "http", "method": "POST", "path": "/predict", "headers": []}, nothing, nothing)
+    finally:
+        guard_server()
+    assert asked == [
+        ("straight", "/predict"),
+        ("straight", "/batch_predict"),
+        ("serve", "/predict"),
+        ("serve", "/explain"),
+        ("serve", "/predict"),
+    ]
