@@ -225,8 +225,9 @@ def draw(rows: Sequence[Row], path: str) -> None:
         tail.set(title=f"{kind}: 99th percentile, ms", xlabel="concurrent clients", xscale="log", yscale="log")
         for axes in (rate, tail):
             axes.set_xticks(places, [str(place) for place in places])
+            axes.minorticks_off()
             axes.grid(alpha=0.3)
-        rate.legend()
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     figure.savefig(path, dpi=120)
 
 
