@@ -8,9 +8,9 @@ contradict each other are refused here, before anything starts.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from configs.batch_score import BatchScoreConfig
 from configs.data import DataConfig
@@ -114,6 +114,11 @@ class ServingConfig(Section):
     )  # fmt: skip
     cpus_per_replica: float = Field(1.0, ge=0.0, le=4096, description="CPU cores of one classifier replica.")
     gpus_per_replica: float = Field(0.0, ge=0.0, le=64, description="GPUs of one classifier replica; fractions share.")
+    api_key_digests: list[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default_factory=list,
+        description="SHA-256 digests, in hex, of API keys that are accepted beside those of SERVE_API_KEYS. Of long "
+        "random keys only: others can be guessed from their digest.",
+    )
     access_log: bool = Field(True, description="One line of JSON per HTTP request, in the log of the replica.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the quickstart's service; serve.yaml has its own.")
     drain_timeout_s: float = Field(5.0, ge=0.0, le=600.0, description="Time given to running requests at the end, s.")

@@ -48,7 +48,8 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def application(settings: Settings) -> Application:
-    """The application for resolved ``settings`` (see ``load_settings``), with the API keys of SERVE_API_KEYS."""
+    """The application for resolved ``settings`` (see ``load_settings``), with the API keys of SERVE_API_KEYS and
+    serving.api_key_digests."""
     serving = settings.serving
     plain = settings.model_dump(mode="json")
     drain: dict[str, Any] = {
@@ -66,7 +67,8 @@ def application(settings: Settings) -> Application:
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": 0},
     )
-    keys, bound_board = digest_keys(os.environ.get(_KEYS_VARIABLE, "")), board.bind()
+    keys = digest_keys(os.environ.get(_KEYS_VARIABLE, "")) + serving.api_key_digests
+    bound_board = board.bind()
     answers_http = serving.gateway_replicas == 0
     classifier: Any = serve.deployment(
         serve.ingress()(ServiceReplica) if answers_http else ClassifierReplica,

@@ -13,6 +13,7 @@ import pytest
 from ray import serve
 
 from configs.schema import Settings
+from serve_app.api import digest_keys
 from serve_app.app import application
 from tests.conftest import RayCluster
 from tests.integration.serving.world import Hammer, Service, processes, wait_until
@@ -21,6 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 APP = "elastic"
 LIMIT_S = 60.0
 KEYS = ["one-key-nobodymaysee", "other-key-nobodymaysee"]
+NEW_KEY = "new-key-nobodymaysee"
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +81,11 @@ def test_replicas_go_up_under_load_and_down_after_it(elastic: Service):
     assert load.failures == trickle.failures == []
 
 
-def test_a_redeploy_with_another_setting_replaces_every_replica(elastic: Service):
+def test_a_redeploy_with_another_setting_and_one_more_key_replaces_every_replica(elastic: Service):
     other = elastic.settings.model_copy(deep=True)
     other.serving.max_client_batch_size = 9
+    other.serving.api_key_digests = digest_keys(NEW_KEY)
+    assert httpx.get(f"{elastic.url}/info", headers={"x-api-key": NEW_KEY}).status_code == 401
     before = {replica["replica"] for replica in elastic.info()["replicas"]}
     with Hammer(elastic) as load:
         serve.run(application(other), name=APP, route_prefix=f"/{APP}")
@@ -93,7 +97,8 @@ def test_a_redeploy_with_another_setting_replaces_every_replica(elastic: Service
 
         wait_until(replaced, LIMIT_S, elastic.info)
         load.wait_for_more()
-    assert load.failures == []
+    assert load.failures == []  # with an old key
+    assert httpx.get(f"{elastic.url}/info", headers={"x-api-key": NEW_KEY}).status_code == 200
 
 
 def test_at_the_end_what_was_admitted_is_answered(elastic: Service, ray_cluster: RayCluster):
