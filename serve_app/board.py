@@ -49,6 +49,7 @@ class Report:
     status: dict[str, Any] | None = None  # of a classifier, see ClassifierStatus
     generation: int = 0
     view: int = -1  # number of the last view that it saw
+    draining: bool = False  # what that view said: a board that was restarted hears of it
     closing: bool = False
 
 
@@ -132,6 +133,8 @@ class Board:
             return  # overtaken by a later one
         self._reports[report.replica] = report
         self._seen[report.replica] = -math.inf if report.closing else self._clock()
+        if report.draining and not self._draining:
+            await self.drain()
         if known is None or known.status != report.status or known.closing != report.closing:
             self._retire()
             await self._changed()
@@ -250,5 +253,6 @@ class Reporter:
             status,
             generation=self.view["generation"],
             view=self.view["number"],
+            draining=self.view["draining"],
             closing=closing,
         )

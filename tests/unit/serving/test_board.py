@@ -147,7 +147,10 @@ async def test_reporter_outlives_its_board(board, monkeypatch):
     current[0] = None
     await asyncio.sleep(0.05)
     assert reporter.view["replicas"] == [status]
-    current[0] = Board()
-    await until(lambda: not reporter.view["draining"])  # the successor's view, though its numbers are lower
-    assert reporter.view["replicas"] == [status]
+    current[0] = successor = Board()
+    await until(lambda: successor.view()["draining"])  # what was draining does not begin to admit again
+    assert successor.view()["replicas"] == [status]
+    await successor.push(Report("classifier", "another", 1, [], {"replica": "another", "ready": True, "version": "1"}))
+    await until(lambda: len(reporter.view["replicas"]) == 2)  # the successor's view, though its numbers are lower
+    assert reporter.view["draining"]
     await reporter.stop()
