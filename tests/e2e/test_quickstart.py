@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -51,6 +54,22 @@ def test_whole_loop_on_the_embedded_default(first: tuple[Path, Command]) -> None
     assert [path.name for path in folder.iterdir()] == [".trialgate"]
     token = folder / ".trialgate" / "ray_auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+def test_its_model_scores_files_as_the_document_says(first: tuple[Path, Command], tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "batch_score.md").read_text(encoding="utf-8")
+    block = re.search(r"```bash\n(.*?)```", document, re.DOTALL)
+    assert block is not None
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", block[1].replace("/tmp/", f"{tmp_path}/")],
+        cwd=first[0], env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "dry run: nothing was computed and nothing written" in done.stdout
+    header, *rows = done.stdout[done.stdout.index("id,text,") :].splitlines()
+    assert header.startswith("id,text,prediction_label,prediction_score")
+    assert [row.split(",")[2] for row in rows] == ["positive", "negative"]
 
 
 def _comes_up(url: str, timeout_s: float) -> bool:

@@ -13,6 +13,7 @@ from configs.schema import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
+ALL_DOCUMENTS = [*DOCUMENTS, *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 # in the schemas of Ray and Prometheus
 OTHERS = {"serve.yaml", "serve_container.yaml", "prometheus.yaml", "prometheus-alerts.yaml"}
 
@@ -40,17 +41,27 @@ def test_every_make_target_of_the_documents_exists(document: str) -> None:
     assert named <= _targets()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", ALL_DOCUMENTS)
 def test_every_module_that_the_documents_run_exists(document: str) -> None:
-    for module in set(re.findall(r"python -m ((?:gate|ray_jobs|serve_app|configs)[\w.]*)", _text(document))):
+    for module in set(re.findall(r"python -m ((?:gate|ray_jobs|serve_app|configs|tests)\b[\w.]*)", _text(document))):
         path = REPOSITORY.joinpath(*module.split("."))
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"{document}: python -m {module}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_file_that_the_documents_link_to_exists(document: str) -> None:
-    for link in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", _text(document)):
-        assert (REPOSITORY / link).exists(), f"{document} links to {link}"
+@pytest.mark.parametrize("document", ALL_DOCUMENTS)
+def test_every_file_and_heading_that_the_documents_link_to_exists(document: str) -> None:
+    here = REPOSITORY / document
+    for link, heading in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)", _text(document)):
+        target = here.parent / link if link else here
+        assert target.exists(), f"{document} links to {link}"
+        if heading:
+            assert heading in _anchors(target.read_text(encoding="utf-8")), f"{document} links to {link}#{heading}"
+
+
+def _anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def test_every_yaml_of_the_search_document_is_valid() -> None:
@@ -91,7 +102,7 @@ def test_the_serve_config_is_valid_and_listens_on_loopback() -> None:
 
 
 def test_no_file_knows_the_machine_it_was_written_on() -> None:
-    folders = ["configs", "gate", "ray_jobs", "serve_app", "tests", ".ci", ".github"]
+    folders = ["configs", "docs", "gate", "ray_jobs", "serve_app", "tests", ".ci", ".github"]
     files = [path for path in REPOSITORY.iterdir() if path.is_file() and path.name != ".git"]  # a file in a worktree
     files += [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
     for path in files:
