@@ -88,18 +88,21 @@ class _Together(logging.Handler):
     def __init__(self, targets: Sequence[logging.Handler]) -> None:
         super().__init__()
         self._targets, self._held = list(targets), list[logging.LogRecord]()
+        self._going_to_flush: asyncio.AbstractEventLoop | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         self._held.append(record)
-        if len(self._held) > 1:
-            return  # the first of them is going to flush
         try:
-            asyncio.get_running_loop().call_later(_HELD_S, self.flush)
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             self.flush()
+            return
+        if self._going_to_flush is not loop:
+            self._going_to_flush = loop
+            loop.call_later(_HELD_S, self.flush)
 
     def flush(self) -> None:
-        held, self._held = self._held, []
+        held, self._held, self._going_to_flush = self._held, [], None
         if not held:
             return
         lines = "\n".join(record.getMessage() for record in held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import logging
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.access_log import access_line, access_logger, log_access, log_to_replica_file
+from serve_app.access_log import access_line, access_logger, flush_access_log, log_access, log_to_replica_file
 from serve_app.edge import Exchange
 from tests.unit.serving.test_api import Service
 
@@ -122,6 +123,22 @@ def test_lines_go_into_the_replicas_file_at_once_and_as_they_are(replica_log: Pa
     logging.getLogger("ray.serve").info("something else")
     logging.getLogger("ray.serve").handlers[0].flush()
     assert replica_log.read_text().splitlines()[1:] == ["INFO replica -- something else"]
+
+
+async def test_on_an_event_loop_lines_go_together_and_in_order(replica_log: Path):
+    def lines() -> list[str]:
+        return replica_log.read_text().splitlines()
+
+    log_to_replica_file()
+    for number in range(3):
+        log_access(Exchange(f"id-{number}", 0.0, 1.0), "/predict", "POST", 200, 0.1)
+    assert lines() == []
+    async with asyncio.timeout(10):
+        while not lines():  # noqa: ASYNC110 - a file has no event to wait for
+            await asyncio.sleep(0.01)
+    log_access(Exchange("id-3", 0.0, 1.0), "/predict", "POST", 200, 0.1)
+    flush_access_log()  # as a replica does that stops
+    assert [json.loads(line)["request_id"] for line in lines()] == ["id-0", "id-1", "id-2", "id-3"]
 
 
 def test_what_the_application_logs_goes_there_too_in_serves_format(replica_log: Path):
