@@ -17,12 +17,12 @@ from typing import Any
 from configs.exit_codes import CommandFailed, ExitCode, Unreachable, UsageError
 from configs.loading import load_settings
 from configs.schema import Settings
-from gate.console import run_command
 from ray_jobs.batch.inputs import RowCount, count_rows
 from ray_jobs.batch.plan import Job, Pool, dry_run, find_job, refuse_another_job, worker_pool
 from ray_jobs.batch.progress import Progress
-from ray_jobs.cluster import connected, living_nodes
+from ray_jobs.cluster import connected, living_nodes, look_for_cluster
 from ray_jobs.command import job_parser, say
+from serve_app.console import run_command
 
 _ERRORS: dict[int, type[Exception]] = {ExitCode.USAGE: UsageError, ExitCode.UNREACHABLE: Unreachable}
 
@@ -30,10 +30,11 @@ _ERRORS: dict[int, type[Exception]] = {ExitCode.USAGE: UsageError, ExitCode.UNRE
 def run_batch(settings: Settings) -> dict[str, Any]:
     """Scores what is not scored yet, and returns the job's document.
 
-    Raises what ``find_job`` and ``worker_pool`` do, ClusterUnavailable, and for what a worker met UsageError,
-    Unreachable or CommandFailed.
+    Raises what ``find_job`` and ``worker_pool`` do, Unreachable, and for what a worker met UsageError or
+    CommandFailed.
     """
     started = time.monotonic()
+    look_for_cluster()
     job = find_job(settings)
     version, where = job.work.version, job.output.name
     if job.result is not None:

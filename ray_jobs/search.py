@@ -22,9 +22,15 @@ from configs.exit_codes import ExitCode
 from configs.loading import load_settings
 from configs.schema import Settings
 from configs.search import SearchConfig
-from gate.console import run_command
 from ray_jobs import disk, objectives, parent_run, report, warm_start
-from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally, wait_for_room
+from ray_jobs.cluster import (
+    concurrent_trials,
+    connected,
+    local_resources,
+    look_for_cluster,
+    starts_locally,
+    wait_for_room,
+)
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset
 from ray_jobs.journal import Journal
@@ -37,6 +43,7 @@ from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, count_parameters, r
 from ray_jobs.tuning import new_scheduler, new_tuner
 from ray_jobs.warm_start import EarlierTrials
 from serve_app import mlflow_client
+from serve_app.console import run_command
 from serve_app.mlflow_client import TrackingUnavailable
 
 if TYPE_CHECKING:
@@ -76,10 +83,11 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
 
     ``repeats``: the run whose data these must be.
 
-    Raises ConfigError, DataError, ClusterUnavailable, TrackingUnavailable, StorageUnavailable, and AllTrialsFailed when
+    Raises ConfigError, DataError, Unreachable, TrackingUnavailable, StorageUnavailable, and AllTrialsFailed when
     no trial gave a model.
     """
     started = time.monotonic()
+    look_for_cluster()
     beginning = begin(settings, resume, repeats)
     name, storage, dataset, data = beginning.name, beginning.storage, beginning.dataset, beginning.data
     if starts_locally():
