@@ -45,6 +45,7 @@ from ray_jobs.warm_start import EarlierTrials
 from serve_app import mlflow_client
 from serve_app.console import run_command
 from serve_app.mlflow_client import TrackingUnavailable
+from serve_app.refusals import storage_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,11 +133,13 @@ def prepare_storage(storage: str, settings: Settings, earlier: EarlierTrials) ->
     """
     try:
         filesystem, path = fsspec.core.url_to_fs(storage)
-        filesystem.makedirs(path, exist_ok=True)
+        disk.make_folder(filesystem, path)
         warm_start.keep(storage, earlier)
         disk.write_whole(f"{storage}/{SETTINGS_FILE}", json.dumps(parent_run.without_credentials(settings), indent=2))
     except Exception as error:  # every store has exceptions of its own
-        raise StorageUnavailable(f"search.storage {storage} cannot be written: {error}") from error
+        raise StorageUnavailable(
+            f"search.storage {storage} cannot be written: {storage_problem(storage, error)}"
+        ) from error
 
 
 def open_tracker(

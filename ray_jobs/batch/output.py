@@ -28,6 +28,8 @@ from fsspec.implementations.local import LocalFileSystem
 from configs.exit_codes import UsageError
 from ray_jobs.command import StorageUnavailable
 from ray_jobs.data.files import redacted
+from ray_jobs.disk import make_folder
+from serve_app.refusals import storage_problem
 
 JOB_FILE = "_job.json"
 RESULT_FILE = "_SUCCESS"
@@ -69,10 +71,10 @@ class Output:
         """Writes ``job``, unless another start of it was faster, and returns what stands there."""
         content = json.dumps(job, indent=1).encode()
         with self._in_use():
-            self._filesystem.makedirs(self._path, exist_ok=True)
+            make_folder(self._filesystem, self._path)
             with contextlib.suppress(FileExistsError):
                 self._create(JOB_FILE, content)
-            self._filesystem.makedirs(f"{self._path}/{REJECTED_FOLDER}", exist_ok=True)
+            make_folder(self._filesystem, f"{self._path}/{REJECTED_FOLDER}")
             return self._parsed(self._read(JOB_FILE) or b"", JOB_FILE, _JOB_KEYS)
 
     def finished(self) -> dict[int, dict[int, int]]:
@@ -127,7 +129,8 @@ class Output:
         except (UsageError, StorageUnavailable):
             raise
         except Exception as error:  # every store has exceptions of its own
-            raise StorageUnavailable(f"batch_score.output {self.name} cannot be used: {error}") from error
+            problem = storage_problem(self.name, error)
+            raise StorageUnavailable(f"batch_score.output {self.name} cannot be used: {problem}") from error
 
     def _has_other_things(self) -> bool:
         """Whether there is more than what a start leaves that was killed before it had written what the job is."""
