@@ -53,6 +53,11 @@ def test_every_file_that_the_documents_link_to_exists(document: str) -> None:
         assert (REPOSITORY / link).exists(), f"{document} links to {link}"
 
 
+def test_the_block_for_jobs_is_the_one_that_is_run() -> None:
+    (block,) = re.findall(r"```bash\n.*?```", _text("docs/jobs.md"), re.DOTALL)
+    assert block in _text("README.md"), "tests/e2e/test_jobs_document.py runs that of docs/jobs.md"
+
+
 def test_every_yaml_of_the_search_document_is_valid() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", _text("docs/search.md"), re.DOTALL)
     assert blocks
