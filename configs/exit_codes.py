@@ -1,6 +1,6 @@
 """Exit codes of every command, and the errors that stand for them.
 
-``gate.console.run_command`` is the one place that maps errors to codes: an error of any part that has one of these
+``serve_app.console.run_command`` is the one place that maps errors to codes: an error of any part that has one of these
 bases ends a command with that code and its message, without a traceback.
 """
 

@@ -18,8 +18,8 @@ from configs.exit_codes import EXIT_CODES, ExitCode
 from configs.loading import ConfigError, describe_validation_error, load_settings
 from configs.schema import Settings, TrackingConfig
 from gate.behaviour import behaviour_lines
-from gate.console import run_command
 from gate.decision import Decision, GateUsageError
+from serve_app.console import run_command
 from serve_app.mlflow_client import PRODUCTION, connect
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _rollback(arguments: argparse.Namespace) -> Result:
 
     client, settings = _connected(arguments)
     name = _model_name(client, settings, arguments.model_name)
-    return _decided(promotion.rollback(client, name, to=arguments.to, reason=arguments.reason))
+    return _decided(promotion.rollback(client, name, arguments.to, arguments.reason, only_from=arguments.only_from))
 
 
 def _status(arguments: argparse.Namespace) -> Result:
@@ -275,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("--reason", metavar="TEXT", help="recorded with the decision")
     rollback = add("rollback", "production goes back to an earlier version")
     rollback.add_argument("--to", metavar="N", help="the version to go back to; default: the previous one")
+    rollback.add_argument("--only-from", metavar="N", help="block (3) unless production is version N, for programs")
     rollback.add_argument("--reason", metavar="TEXT", help="recorded with the decision")
     status = add("status", "what is in production, and the decisions")
     history = add("history", "every decision, newest first")

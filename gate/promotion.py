@@ -128,21 +128,29 @@ def _carried_out(client: MlflowClient, lease: Lease, candidate: Candidate, judge
     )
 
 
-def rollback(client: MlflowClient, model_name: str, to: str | None = None, reason: str | None = None) -> Decision:
+def rollback(
+    client: MlflowClient,
+    model_name: str,
+    to: str | None = None,
+    reason: str | None = None,
+    *,
+    only_from: str | None = None,
+) -> Decision:
     """Production goes back to ``to`` (default: the latest earlier production version that was not rolled back).
 
     Only to a version that was in production and was not itself rolled back; the one that is left is marked rolled
-    back. Without such a version the decision is blocked. Raises GateUsageError, TrackingUnavailable, and as ``Lease``.
+    back. Without such a version, or when production is not ``only_from`` (None: whatever it is), the decision is
+    blocked. Raises GateUsageError, TrackingUnavailable, and as ``Lease``.
     """
     repair(client)
     registry.refuse_foreign(client, model_name)
     require_right_to_change(client, model_name, removes=True)
     to = None if to is None else str(to)
-    decision = _decide_rollback(client, model_name, to, reason)
+    decision = _decide_rollback(client, model_name, to, reason, only_from)
     if _goes_back(decision):
         with Lease(client, model_name, f"a rollback by {audit.who()}") as lease:
             settle_interrupted(client, lease)
-            decision = _decide_rollback(client, model_name, to, reason)
+            decision = _decide_rollback(client, model_name, to, reason, only_from)
             if _goes_back(decision):
                 return carry_out(client, lease, decision)
     if decision.decision == "blocked" and registry.find_model(client, model_name) is not None:
@@ -154,10 +162,17 @@ def _goes_back(decision: Decision) -> bool:
     return decision.decision == "rolled_back" and decision.model_version != decision.baseline_version
 
 
-def _decide_rollback(client: MlflowClient, model_name: str, to: str | None, reason: str | None) -> Decision:
+def _decide_rollback(
+    client: MlflowClient, model_name: str, to: str | None, reason: str | None, only_from: str | None
+) -> Decision:
     left = registry.aliases(client, model_name).get(PRODUCTION)  # its version may be gone, which is a reason to go back
     decision = Decision(decision="blocked", reason="", action="rollback", model_name=model_name,
                         baseline_version=left, production_version=left, forced_reason=reason)  # fmt: skip
+    if only_from is not None and only_from != left:
+        found = f"version {left}" if left else "no version"
+        return decision.model_copy(update={
+            "reason": f"{found} is production, and only version {only_from} was to be left (--only-from)",
+        })  # fmt: skip
     if to is not None and to == left:
         return decision.model_copy(update={
             "decision": "rolled_back", "reason": f"version {to} is already production", "model_version": to,

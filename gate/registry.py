@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from configs.exit_codes import UsageError
 from serve_app import mlflow_client as names
-from serve_app.mlflow_client import NOT_FOUND, PREVIOUS, PRODUCTION, is_unreachable
+from serve_app.mlflow_client import PREVIOUS, PRODUCTION, is_not_found, is_unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,7 +45,7 @@ def get_version(client: MlflowClient, name: str, version: str) -> ModelVersion |
     try:
         return client.get_model_version(name, version)
     except MlflowException as error:
-        if error.error_code in NOT_FOUND and not is_unreachable(error):
+        if is_not_found(error):
             return None
         raise
 
@@ -273,7 +273,7 @@ def remove(client: MlflowClient, name: str, version: str) -> None:
         try:
             client.delete_logged_model(logged)
         except MlflowException as error:
-            if error.error_code not in NOT_FOUND or is_unreachable(error):
+            if not is_not_found(error):
                 raise
     client.delete_model_version(name, version)
 

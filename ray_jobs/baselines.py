@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from configs.exit_codes import CommandFailed, ExitCode
 from configs.loading import ConfigError, baseline_settings, load_settings
 from configs.schema import Settings
-from gate.console import run_command
 from ray_jobs.cluster import connected
 from ray_jobs.command import job_parser, say
 from ray_jobs.search import SearchResult, run_search
 from serve_app import mlflow_client
+from serve_app.console import run_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

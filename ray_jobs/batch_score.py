@@ -17,7 +17,6 @@ from typing import Any
 from configs.exit_codes import CommandFailed, ExitCode, Unreachable, UsageError
 from configs.loading import load_settings
 from configs.schema import Settings
-from gate.console import run_command
 from ray_jobs.batch.inputs import RowCount, count_rows
 from ray_jobs.batch.parts import first_missing_row
 from ray_jobs.batch.plan import (
@@ -31,8 +30,9 @@ from ray_jobs.batch.plan import (
     worker_pool,
 )
 from ray_jobs.batch.progress import Progress
-from ray_jobs.cluster import connected, living_nodes
+from ray_jobs.cluster import connected, living_nodes, look_for_cluster
 from ray_jobs.command import job_parser, say
+from serve_app.console import run_command
 
 _ERRORS: dict[int, type[Exception]] = {ExitCode.USAGE: UsageError, ExitCode.UNREACHABLE: Unreachable}
 
@@ -40,10 +40,11 @@ _ERRORS: dict[int, type[Exception]] = {ExitCode.USAGE: UsageError, ExitCode.UNRE
 def run_batch(settings: Settings) -> dict[str, Any]:
     """Scores what is not scored yet, and returns the job's document.
 
-    Raises what ``find_job`` and ``worker_pool`` do, ClusterUnavailable, and for what a worker met UsageError,
-    Unreachable or CommandFailed.
+    Raises what ``find_job`` and ``worker_pool`` do, Unreachable, and for what a worker met UsageError or
+    CommandFailed.
     """
     started = time.monotonic()
+    look_for_cluster()
     job = find_job(settings)
     version, where = job.work.version, job.output.name
     if job.result is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import secrets
@@ -18,20 +17,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from configs.exit_codes import CommandFailed, Unreachable
+from configs.exit_codes import CommandFailed
 from configs.loading import ConfigError
 from configs.search import SearchConfig
 from ray_jobs.command import say
 from serve_app.mode import fast_path
-from serve_app.ray_address import require_listener
+from serve_app.ray_address import join, require_entry
 
 _TELL_SECONDS = 15.0
-
-
-class ClusterUnavailable(Unreachable):
-    """Ray cannot be reached or started."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +42,19 @@ def connected(home: str | None) -> Iterator[Cluster]:
 
     Without RAY_ADDRESS nothing is joined, because what Ray finds by itself may be anybody's. A local one keeps its
     authentication token in ``home`` (mode 0600), its session under a short temporary directory that is removed at the
-    end, and its dashboard on loopback. Raises ClusterUnavailable.
+    end, and its dashboard on loopback. Raises Unreachable.
     """
     import ray
-    from ray.exceptions import RayError
 
     _quiet_environment()
     if ray.is_initialized():
         yield Cluster(ray.get_runtime_context().gcs_address, None)
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     guard: subprocess.Popen[bytes] | None = None
     address = os.environ.get("RAY_ADDRESS")
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            require_listener(address)
-            context = ray.init(address=address, **quiet)
+            context = join(address)
         else:
             own_token(home)
             temporary = tempfile.mkdtemp(prefix="tg-")
@@ -73,21 +63,10 @@ def connected(home: str | None) -> Iterator[Cluster]:
             # One more process of 110 MB per trial, which watches for nodes that a cloud takes back: not here.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             with fast_path(), no_interrupt_lost():
-                context = ray.init(
-                    address="local",
-                    _temp_dir=temporary,
-                    dashboard_host="127.0.0.1",
-                    dashboard_port=port,
-                    **quiet,
-                )
-    except BaseException as error:
+                context = join("local", _temp_dir=temporary, dashboard_host="127.0.0.1", dashboard_port=port)
+    except BaseException:
         _released(guard)
-        if not isinstance(error, OSError | TimeoutError | RuntimeError | ValueError | RayError):
-            raise
-        fix = f"is the cluster at RAY_ADDRESS={address} up, and its token set?" if address else "see the message above"
-        raise ClusterUnavailable(f"Ray cannot be used: {str(error).splitlines()[0]} ({fix})") from error
-    # ray.init has put a handler of its own in place, which aborts without a clean end.
-    signal.signal(signal.SIGTERM, on_sigterm)
+        raise
     url = context.dashboard_url
     try:
         yield Cluster(ray.get_runtime_context().gcs_address, f"http://{url}" if url else None)
@@ -127,6 +106,15 @@ def no_interrupt_lost() -> Iterator[None]:
         sys.unraisablehook = report
         if interrupted:
             raise KeyboardInterrupt
+
+
+def look_for_cluster() -> None:
+    """Raises what would keep ``connected`` out of the cluster at RAY_ADDRESS, before anything has taken time."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    if address and not ray.is_initialized():
+        require_entry(address)
 
 
 def starts_locally() -> bool:

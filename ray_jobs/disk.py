@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from configs.search import SearchConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _BYTES_OF_MODEL = 4  # fp32 weights, per parameter
 _BYTES_OF_STATE = 12  # and the optimizer's two moments
 _FULL = "No space left on device"
+_HAVE_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 
 
 def is_full(error: BaseException | str) -> bool:
@@ -59,6 +61,14 @@ def check_room(storage: str, needed: int) -> int | None:
             "search.keep_best"
         )
     return free
+
+
+def make_folder(filesystem: AbstractFileSystem, path: str) -> None:
+    """Makes the folder ``path`` where there are folders. An object store has none: asked for one, fsspec would make the
+    bucket, and a name that was mistyped would be a new bucket."""
+    protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
+    if not protocols & _HAVE_BUCKETS:
+        filesystem.makedirs(path, exist_ok=True)
 
 
 def write_whole(location: str, text: str) -> None:

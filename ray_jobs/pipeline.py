@@ -14,13 +14,13 @@ from typing import Any
 from configs.exit_codes import ExitCode
 from configs.loading import load_settings
 from configs.schema import Settings
-from gate.console import run_command
 from gate.decision import Decision
 from gate.suite import load_suites
 from ray_jobs.command import job_parser, say
 from ray_jobs.plan import dry_run
 from ray_jobs.search import SearchResult, run_search
 from serve_app import mlflow_client
+from serve_app.console import run_command
 
 
 def run_pipeline(settings: Settings, resume: str | None = None) -> tuple[SearchResult, Decision]:

@@ -28,6 +28,7 @@ from ray_jobs.tokens import tokenise
 from ray_jobs.trial import SearchData, count_parameters
 from ray_jobs.warm_start import EarlierTrials, earlier_trials, kept
 from serve_app import mlflow_client
+from serve_app.refusals import storage_problem
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,7 +96,9 @@ def check_name(storage: str, name: str, resume: str | None, settings: Settings) 
     except (ValueError, ImportError) as error:
         raise ConfigError(f"search.storage {storage} cannot be used: {error}") from error
     except Exception as error:  # every store has exceptions of its own for missing credentials and hosts
-        raise StorageUnavailable(f"search.storage {storage} cannot be read: {error}") from error
+        raise StorageUnavailable(
+            f"search.storage {storage} cannot be read: {storage_problem(storage, error)}"
+        ) from error
     if resume is not None and not exists:
         raise ConfigError(f"--resume {resume}: there is no search of that name in {storage.removesuffix('/' + name)}")
     if resume is None and exists:

@@ -26,11 +26,11 @@ from typing import Any
 from configs.exit_codes import CommandFailed, ExitCode
 from configs.loading import load_settings
 from configs.schema import Settings
-from gate.console import run_command
 from gate.decision import Decision
 from ray_jobs.cluster import Cluster, connected, free_port, starts_locally
 from ray_jobs.command import say
 from ray_jobs.pipeline import document, run_pipeline
+from serve_app.console import run_command
 from serve_app.mlflow_client import connect, redact
 
 TEXTS = ("This movie was absolutely fantastic!", "This movie was not good at all.")

@@ -18,12 +18,12 @@ import fsspec
 from configs.exit_codes import EXIT_CODES, ExitCode
 from configs.loading import ConfigError, load_settings
 from configs.schema import Settings
-from gate.console import run_command
 from ray_jobs import disk
 from ray_jobs.command import say
 from ray_jobs.history import SearchHistory, duration, read_search, short
 from ray_jobs.report_page import amount, counts, data_source, gate_command, page
 from serve_app import mlflow_client as names
+from serve_app.console import run_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -22,9 +22,15 @@ from configs.exit_codes import ExitCode
 from configs.loading import load_settings
 from configs.schema import Settings
 from configs.search import SearchConfig
-from gate.console import run_command
 from ray_jobs import disk, objectives, parent_run, report, warm_start
-from ray_jobs.cluster import concurrent_trials, connected, local_resources, starts_locally, wait_for_room
+from ray_jobs.cluster import (
+    concurrent_trials,
+    connected,
+    local_resources,
+    look_for_cluster,
+    starts_locally,
+    wait_for_room,
+)
 from ray_jobs.command import AllTrialsFailed, StorageUnavailable, job_parser, say
 from ray_jobs.data.prepare import Dataset
 from ray_jobs.journal import Journal
@@ -37,7 +43,9 @@ from ray_jobs.trial import OBJECTIVE, SearchData, TrialPlan, count_parameters, r
 from ray_jobs.tuning import new_scheduler, new_tuner
 from ray_jobs.warm_start import EarlierTrials
 from serve_app import mlflow_client
+from serve_app.console import run_command
 from serve_app.mlflow_client import TrackingUnavailable
+from serve_app.refusals import storage_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,10 +84,11 @@ def run_search(settings: Settings, resume: str | None = None, repeats: EarlierRu
 
     ``repeats``: the run whose data these must be.
 
-    Raises ConfigError, DataError, ClusterUnavailable, TrackingUnavailable, StorageUnavailable, and AllTrialsFailed when
+    Raises ConfigError, DataError, Unreachable, TrackingUnavailable, StorageUnavailable, and AllTrialsFailed when
     no trial gave a model.
     """
     started = time.monotonic()
+    look_for_cluster()
     beginning = begin(settings, resume, repeats)
     name, storage, dataset, data = beginning.name, beginning.storage, beginning.dataset, beginning.data
     if starts_locally():
@@ -124,11 +133,13 @@ def prepare_storage(storage: str, settings: Settings, earlier: EarlierTrials) ->
     """
     try:
         filesystem, path = fsspec.core.url_to_fs(storage)
-        filesystem.makedirs(path, exist_ok=True)
+        disk.make_folder(filesystem, path)
         warm_start.keep(storage, earlier)
         disk.write_whole(f"{storage}/{SETTINGS_FILE}", json.dumps(parent_run.without_credentials(settings), indent=2))
     except Exception as error:  # every store has exceptions of its own
-        raise StorageUnavailable(f"search.storage {storage} cannot be written: {error}") from error
+        raise StorageUnavailable(
+            f"search.storage {storage} cannot be written: {storage_problem(storage, error)}"
+        ) from error
 
 
 def open_tracker(

@@ -10,26 +10,31 @@ work.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from configs.exit_codes import EXIT_CODES, ExitCode
+from configs.exit_codes import EXIT_CODES, CommandFailed, ExitCode, UsageError
 from serve_app.app import APP_NAME, start_draining
-from serve_app.ray_address import require_listener
+from serve_app.console import run_command
+from serve_app.ray_address import join
 
 
 def end(app_name: str) -> None:
-    """Drains and deletes the application on the connected Ray; returns when it is gone. Raises LookupError if there is
-    none of this name."""
+    """Drains and deletes the application on the connected Ray; returns when it is gone. Raises UsageError if there is
+    none of this name, and CommandFailed if it does not drain."""
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
     running = sorted(serve.status().applications)
     if app_name not in running:
-        raise LookupError(f"there is no application {app_name!r} on this Ray; running: {', '.join(running) or 'none'}")
-    start_draining(app_name)
-    serve.delete(app_name)
+        raise UsageError(f"there is no application {app_name!r} on this Ray; running: {', '.join(running) or 'none'}")
+    try:
+        start_draining(app_name)
+        serve.delete(app_name)
+    except (TimeoutError, RayServeException) as error:
+        raise CommandFailed(f"{app_name} cannot be drained: {str(error).splitlines()[0]}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,34 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--application", default=APP_NAME, help="name of the application (default: %(default)s)")
     asked = parser.parse_args(arguments)
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:  # what Ray finds by itself may be anybody's
-        print("RAY_ADDRESS is not set: say which Ray, or auto for the one on this machine", file=sys.stderr)
-        return ExitCode.USAGE
-    import ray
-    from ray.serve.exceptions import RayServeException
 
-    try:
-        require_listener(address)
-        ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
-        print(f"Ray cannot be used: {str(error).splitlines()[0]}", file=sys.stderr)
-        return ExitCode.UNREACHABLE
-    try:
-        end(asked.application)
-    except LookupError as error:
-        print(error, file=sys.stderr)
-        return ExitCode.USAGE
-    except (TimeoutError, RayServeException) as error:
-        print(f"{asked.application} cannot be drained: {str(error).splitlines()[0]}", file=sys.stderr)
-        return ExitCode.FAILED
-    except KeyboardInterrupt:
-        print("interrupted: the application may be draining already", file=sys.stderr)
-        return ExitCode.INTERRUPTED
-    finally:
-        ray.shutdown()
-    print(f"drained and deleted: {asked.application}", file=sys.stderr)
-    return ExitCode.OK
+    def work() -> tuple[dict[str, Any], list[str], int]:
+        address = os.environ.get("RAY_ADDRESS")
+        if not address:  # what Ray finds by itself may be anybody's
+            raise UsageError("RAY_ADDRESS is not set: say which Ray, or auto for the one on this machine")
+        import ray
+
+        join(address, namespace="serve")
+        try:
+            end(asked.application)
+        except KeyboardInterrupt:
+            print("the application may be draining already", file=sys.stderr)
+            raise
+        finally:
+            ray.shutdown()
+        print(f"drained and deleted: {asked.application}", file=sys.stderr)
+        return {}, [], ExitCode.OK
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from serve_app.refusals import is_s3_gone, refusal
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.exceptions import MlflowException
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ CHALLENGER: Final = "challenger"  # passed the gate and waits beside production
 SETTINGS_FILE: Final = "settings.json"
 TEST_FILE: Final = "test.parquet"
 
-NOT_FOUND: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # error codes of MLflow
+_NOT_FOUND: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # error codes of MLflow, store by store
 
 HEARTBEAT_SECONDS: Final = 10.0
 HEARTBEAT_LIMIT_SECONDS: Final = 60.0
@@ -179,9 +180,14 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
     try:
         return client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code in NOT_FOUND and not is_unreachable(error):
+        if is_not_found(error):
             return None
         raise
+
+
+def is_not_found(error: MlflowException) -> bool:
+    """Whether ``error`` says that there is no such thing. MLflow gives one that it could not ask for the same codes."""
+    return error.error_code in _NOT_FOUND and not is_unreachable(error)
 
 
 def is_unreachable(error: BaseException | None) -> bool:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from configs.schema import TrackingConfig
-from serve_app.mlflow_client import VERSION_F1, WEIGHTS_DIGEST, TrackingUnavailable, connect, redact
+from serve_app.mlflow_client import VERSION_F1, WEIGHTS_DIGEST, TrackingUnavailable, connect, is_not_found, redact
 from serve_app.refusals import refusal
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ class RegistryAlias:
         try:
             found = client.get_model_version_by_alias(name, self._alias)
         except MlflowException as error:
-            # SQLite and the server's store differ: no such model is the first, no such alias the second of these.
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if is_not_found(error):  # no such model, or no such alias
                 return None
             raise self._unavailable(error) from error
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What a tracking server with users, or S3, does not permit, told apart from what is not there."""
+"""What a tracking server with users, or S3, does not permit, told apart from what is not there, and the way out."""
 
 from __future__ import annotations
 
@@ -49,3 +49,21 @@ def is_s3_gone(error: BaseException) -> bool:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status in (401, 403) or status >= 500
     return isinstance(error, boto.BotoCoreError)
+
+
+def storage_problem(url: str, error: BaseException) -> str:
+    """What keeps from reading or writing at ``url``, in one line, with the fix where it is known."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    boto = sys.modules.get("botocore.exceptions")
+    if "://" not in url:
+        return said
+    if boto is not None and isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        return (
+            f"{said}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment of Ray's processes on every "
+            "node (before `ray start`), or give the machines a role"
+        )
+    if isinstance(error, PermissionError):
+        return f"{said}. These credentials do not open it: correct them, or have the right to read and write granted"
+    if isinstance(error, FileNotFoundError) and "bucket" in said:
+        return f"{said}. Correct its name, or make it first: a bucket that is missing is not made"
+    return said

@@ -4,7 +4,7 @@
 
 Passes when the service is ready, every replica serves version N, a prediction adds up, and what must be refused is
 refused. The API key comes from TRIALGATE_API_KEY and is never printed; with one, a call without it must be refused too.
-Exit codes: 0 passed, 1 a check failed, 2 bad usage, 4 the service cannot be reached.
+Exit codes: 0 passed, 1 a check failed, 2 bad usage, 4 the service cannot be reached, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,25 +15,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
-from configs.exit_codes import ExitCode
-from serve_app.client import (
-    API_KEY_VARIABLE,
-    Client,
-    Info,
-    InvalidRequest,
-    Prediction,
-    TrialgateError,
-    Unauthorized,
-    Unreachable,
-)
+from configs.exit_codes import CommandFailed, ExitCode, Unreachable, UsageError
+from serve_app import client as service
+from serve_app.client import API_KEY_VARIABLE, Client, Info, InvalidRequest, Prediction, TrialgateError, Unauthorized
+from serve_app.console import run_command
 
 _POLL_S: Final = 1.0
 _ROUNDING: Final = 1e-3  # probabilities in bf16, rounded for the reply, may miss 1 by this much
 
 
-class CheckFailed(Exception):
+class CheckFailed(CommandFailed):
     """The service answers, and not as it should; the message says what was found and what was expected."""
 
 
@@ -119,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serve_app.smoke",
         description="Checks a running service from outside. The API key comes from TRIALGATE_API_KEY.",
-        epilog="exit codes: 0 passed; 1 a check failed; 2 bad usage; 4 the service cannot be reached",
+        epilog="exit codes: 0 passed; 1 a check failed; 2 bad usage; 4 the service cannot be reached; 130 interrupted",
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the service")
     parser.add_argument("--version", metavar="N", help="the version that every replica must serve")
@@ -131,24 +124,25 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the checks, a line each, and returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        client = Client(options.url)
-        stranger = Client(options.url, api_key="") if os.environ.get(API_KEY_VARIABLE) else None
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ExitCode.USAGE
-    try:
-        for line in smoke(
-            client, version=options.version, text=options.text, timeout_s=options.timeout, stranger=stranger
-        ):
-            print(f"ok: {line}", flush=True)
-    except Unreachable as error:
-        print(f"error: {options.url}: {error}", file=sys.stderr)
-        return ExitCode.UNREACHABLE
-    except (CheckFailed, TrialgateError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ExitCode.FAILED
-    return ExitCode.OK
+
+    def work() -> tuple[dict[str, Any], list[str], int]:
+        try:
+            client = Client(options.url)
+            stranger = Client(options.url, api_key="") if os.environ.get(API_KEY_VARIABLE) else None
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        try:
+            for line in smoke(
+                client, version=options.version, text=options.text, timeout_s=options.timeout, stranger=stranger
+            ):
+                print(f"ok: {line}", flush=True)
+        except service.Unreachable as error:
+            raise Unreachable(f"{options.url}: {error}") from error
+        except TrialgateError as error:
+            raise CommandFailed(str(error)) from error
+        return {}, [], ExitCode.OK
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ray_jobs.command import StorageUnavailable
 from ray_jobs.data.files import csv_records, format_of, redacted
 from ray_jobs.data.rows import DataError
 from serve_app.mlflow_client import is_unreachable
+from serve_app.refusals import storage_problem
 
 _FIELD = "batch_score.input"
 _SAMPLED_FILES = 16  # whose rows are counted; those of the others are estimated from the bytes
@@ -62,7 +63,7 @@ def reading(name: str) -> Iterator[None]:
         # Of the library that reads a format come OSErrors without a number.
         gone = isinstance(error, OSError) and (error.errno is not None or isinstance(error, PermissionError))
         if gone or is_unreachable(error) or isinstance(error, ConnectionError | TimeoutError):
-            raise StorageUnavailable(f"{name} cannot be reached: {reason}") from error
+            raise StorageUnavailable(f"{name} cannot be reached: {storage_problem(name, error)}") from error
         raise DataError(f"{name} cannot be read ({type(error).__name__}: {reason}): repair it, or correct "
                         f"{_FIELD}") from error  # fmt: skip
 

@@ -29,6 +29,8 @@ from fsspec.implementations.local import LocalFileSystem
 from configs.exit_codes import UsageError
 from ray_jobs.command import StorageUnavailable
 from ray_jobs.data.files import redacted
+from ray_jobs.disk import make_folder
+from serve_app.refusals import storage_problem
 
 JOB_FILE = "_job.json"
 PRECISION_FILE = "_precision"
@@ -37,7 +39,6 @@ REJECTED_FOLDER = "_rejected"
 _PART = re.compile(r"part-(\d+)-(\d+)-(\d+)\.")  # file, first row, rows
 _JOB_KEYS = frozenset({"model", "version", "settings", "files"})
 _UNFINISHED = ".tmp-"
-_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 
 
 def part_name(file: int, first_row: int, rows: int) -> str:
@@ -72,9 +73,9 @@ class Output:
         """Writes ``job``, unless another start of it was faster, and returns what stands there."""
         content = json.dumps(job, indent=1).encode()
         with self._in_use():
-            self._make_folder("")
+            make_folder(self._filesystem, self._path)
             began = self._first(JOB_FILE, content)
-            self._make_folder(REJECTED_FOLDER)
+            make_folder(self._filesystem, f"{self._path}/{REJECTED_FOLDER}")
             return self._parsed(began, JOB_FILE, _JOB_KEYS)
 
     def agree_on_precision(self, precision: str) -> str:
@@ -134,7 +135,8 @@ class Output:
         except (UsageError, StorageUnavailable):
             raise
         except Exception as error:  # every store has exceptions of its own
-            raise StorageUnavailable(f"batch_score.output {self.name} cannot be used: {error}") from error
+            problem = storage_problem(self.name, error)
+            raise StorageUnavailable(f"batch_score.output {self.name} cannot be used: {problem}") from error
 
     def _has_other_things(self) -> bool:
         """Whether there is more than what a start leaves that was killed before it had written what the job is."""
@@ -170,12 +172,6 @@ class Output:
         folder, _, last = path.rpartition("/")
         part = _written(Path(f"{folder}/{_UNFINISHED}{uuid.uuid4().hex}-{last}"), content)
         part.replace(path)
-
-    def _make_folder(self, folder: str) -> None:
-        protocol = self._filesystem.protocol
-        if not _OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol):
-            return  # they have none, and s3fs would make a bucket
-        self._filesystem.makedirs(f"{self._path}/{folder}", exist_ok=True)
 
     def _first(self, name: str, content: bytes) -> bytes:
         """Writes the file, unless another process was faster, and returns what stands there."""

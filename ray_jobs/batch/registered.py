@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from configs.exit_codes import UsageError
 from configs.schema import Settings
-from serve_app.mlflow_client import NOT_FOUND
+from serve_app.mlflow_client import is_not_found
 from serve_app.model_source import ModelVersion
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def find_version(client: MlflowClient, choice: ModelChoice) -> ModelVersion:
             return ModelVersion.of(client.get_model_version_by_alias(choice.name, choice.alias))
         return ModelVersion.of(client.get_model_version(choice.name, choice.version))
     except MlflowException as error:
-        if error.error_code not in NOT_FOUND:
+        if not is_not_found(error):
             raise
     raise UsageError(f"--model {choice}: {_missing(client, choice)}")
 
@@ -61,7 +61,7 @@ def _missing(client: MlflowClient, choice: ModelChoice) -> str:
     try:
         model = client.get_registered_model(choice.name)
     except MlflowException as error:
-        if error.error_code not in NOT_FOUND:
+        if not is_not_found(error):
             raise
         names = [model.name for model in client.search_registered_models()]
         return f"there is no registered model '{choice.name}'{_nearest(choice.name, names, 'registered are')}"

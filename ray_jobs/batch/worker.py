@@ -13,13 +13,13 @@ import pyarrow as pa
 
 from configs.exit_codes import CommandFailed, ExitCode, Unreachable, UsageError
 from configs.schema import Settings
-from gate.console import describe, exit_code_of
 from ray_jobs.batch.output import Output, part_name
 from ray_jobs.batch.parts import Columns, Part
 from ray_jobs.batch.predictions import Predictions, render
 from ray_jobs.batch.rows import Rejection, rejected_lines, texts_of, too_long
 from ray_jobs.command import StorageUnavailable
 from ray_jobs.data.files import redacted
+from serve_app.console import describe, exit_code_of
 from serve_app.model_source import ModelCache, ModelVersion, RegistryAlias, load_verified
 
 if TYPE_CHECKING:

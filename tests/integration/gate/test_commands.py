@@ -154,7 +154,10 @@ def test_rollback_marks_what_it_leaves_and_only_goes_where_production_was(
     gate("promote", "--run-id", bad, "--force", "--reason", "r")
     gate("promote", "--run-id", third)
     assert _aliases(world) == {"production": "3", "previous": "2"}
-    code, decision = gate("rollback", "--reason", "pager")
+    code, refused = gate("rollback", "--only-from", "2")  # as a deployment does, whose version somebody has replaced
+    assert (code, refused["production_version"]) == (3, "3")
+    assert "version 3 is production, and only version 2 was to be left" in refused["reason"]
+    code, decision = gate("rollback", "--reason", "pager", "--only-from", "3")
     assert code == 0
     assert decision["decision"] == "rolled_back"
     assert (decision["model_version"], decision["baseline_version"]) == ("2", "3")

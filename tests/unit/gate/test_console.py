@@ -14,8 +14,8 @@ import requests
 
 from configs.loading import ConfigError
 from gate.__main__ import main
-from gate.console import run_command
 from gate.decision import GateUsageError
+from serve_app.console import run_command
 from serve_app.mlflow_client import TrackingUnavailable
 
 
@@ -72,7 +72,7 @@ def test_json_file_is_refused_before_anything_is_done(tmp_path: Path, capsys: py
 def test_output_of_child_processes_stays_out_of_the_document() -> None:
     program = (
         "import os, sys\n"
-        "from gate.console import run_command\n"
+        "from serve_app.console import run_command\n"
         "def work():\n"
         "    os.system('echo from a child')\n"
         "    os.write(1, b'from the C level')\n"

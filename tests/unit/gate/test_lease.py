@@ -16,9 +16,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, PERMISSION_DENIED
 
 from configs.exit_codes import CommandFailed, ExitCode
-from gate.console import exit_code_of
 from gate.lease import LIMIT_SECONDS, OPEN, STATE, Lease, LeaseBusy, LeaseLost, LeaseRefused
 from serve_app import mlflow_client as names
+from serve_app.console import exit_code_of
 from tests.unit.gate.registry_double import Registry
 
 NAME = "classifier"

@@ -14,7 +14,7 @@ import pytest
 import requests
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST, UNAUTHENTICATED
 
 from configs.schema import TrackingConfig
 from serve_app.mlflow_client import (
@@ -22,6 +22,7 @@ from serve_app.mlflow_client import (
     OWNER,
     TrackingUnavailable,
     connect,
+    is_not_found,
     is_orphan,
     is_unreachable,
     owner_tags,
@@ -137,3 +138,11 @@ def test_s3_that_refuses_or_fails_is_gone_and_a_missing_object_is_not() -> None:
         assert is_unreachable(error)
     for error in (answered(404), ValueError("x")):
         assert not is_unreachable(error)
+
+
+def test_what_could_not_be_asked_for_is_not_missing() -> None:
+    missing = MlflowException("no such model", RESOURCE_DOES_NOT_EXIST)
+    assert is_not_found(missing)
+    missing.__cause__ = requests.ConnectionError("refused")
+    assert not is_not_found(missing)
+    assert not is_not_found(MlflowException("a bug", INTERNAL_ERROR))

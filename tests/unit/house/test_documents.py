@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
 ALL_DOCUMENTS = [*DOCUMENTS, *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 # in the schemas of Ray and Prometheus
-OTHERS = {"serve.yaml", "serve_container.yaml", "prometheus.yaml", "prometheus-alerts.yaml"}
+OTHERS = {"runtime_env.yaml", "serve.yaml", "serve_container.yaml", "prometheus.yaml", "prometheus-alerts.yaml"}
 
 # Written so that this file does not match itself.
 MACHINE = re.compile(r"/(?:[w]ork|[r]oot|[U]sers)/|/home/(?!ray\b|trialgate\b)\w+/|/tmp/[d]ev\b")
@@ -62,6 +62,11 @@ def _anchors(text: str) -> set[str]:
     """What GitHub makes of the headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_the_block_for_jobs_is_the_one_that_is_run() -> None:
+    (block,) = re.findall(r"```bash\n.*?```", _text("docs/jobs.md"), re.DOTALL)
+    assert block in _text("README.md"), "tests/e2e/test_jobs_document.py runs that of docs/jobs.md"
 
 
 def test_every_yaml_of_the_search_document_is_valid() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -153,3 +157,24 @@ def test_the_command_tells_what_is_wrong_by_its_exit_code(
     printed = capsys.readouterr()
     assert told in printed.err
     assert "secret-of-this-test" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_can_be_interrupted(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a signal that comes while it asks a service that has not answered yet."""
+
+    def interrupt(*_: Any) -> None:
+        os.kill(os.getpid(), number)
+
+    handler = type("Busy", (BaseHTTPRequestHandler,), {"do_GET": interrupt})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            assert module.main(["--url", f"http://127.0.0.1:{server.server_port}"]) == ExitCode.INTERRUPTED
+        finally:
+            signal.signal(signal.SIGINT, before)
+            server.shutdown()
+            thread.join()
+    assert capsys.readouterr().err == "error: interrupted\n"

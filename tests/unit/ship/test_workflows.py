@@ -158,6 +158,8 @@ def test_a_promotion_waits_for_approval_and_a_failed_smoke_test_goes_back() -> N
     assert names[-4:] == ["Promote", "Smoke test", "Go back", "Smoke test of what was gone back to"]
     back = step("promote", "Go back")
     assert back["if"] == "${{ always() && steps.promote.outcome == 'success' && steps.smoke.outcome != 'success' }}"
+    assert back["env"]["VERSION"] == "${{ steps.promote.outputs.version }}"
+    assert '--only-from "$VERSION"' in back["run"], "only what this run promoted is taken back"
     assert not [step for step in jobs["promote"]["steps"] if step.get("continue-on-error")], "it would end green"
     assert LOADED["deploy.yml"]["concurrency"] == {"group": "deploy", "cancel-in-progress": False}
 

@@ -26,14 +26,15 @@ from serve_app.refusals import refusal
 logger = logging.getLogger(__name__)
 
 
-def run_command(work: Callable[[], tuple[dict[str, Any], list[str], int]], *, as_json: bool, json_file: str | None
-                ) -> int:  # fmt: skip
+def run_command(
+    work: Callable[[], tuple[dict[str, Any], list[str], int]], *, as_json: bool = False, json_file: str | None = None
+) -> int:
     """Runs ``work``, which returns a document, lines for people and an exit code, and puts them where they belong.
 
     The one place where errors become exit codes. A document is written for errors too: ``error`` and ``exit_code``.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    for program in ("gate", "ray_jobs"):
+    for program in ("gate", "ray_jobs"):  # serve_app writes the service's log, which no command is
         logging.getLogger(program).setLevel(logging.INFO)
     with _output_kept_clean(as_json) as output, _interruptible():
         try:
