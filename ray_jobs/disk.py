@@ -121,10 +121,12 @@ def tidy(tracker: Tracker, trials: str, search: SearchConfig, just_ended: str | 
 def keep_only_model(trials: str, trial: TrialRecord) -> None:
     """Removes what an ended trial no longer needs: all but the model of its best epoch."""
     filesystem, path = fsspec.core.url_to_fs(f"{trials}/{trial.trial_id}")
+    filesystem.invalidate_cache()  # others have written there
     best = f"{path}/{checkpoint_name(trial.best_epoch)}"
     if not filesystem.exists(f"{best}/{MODEL_FOLDER}"):
         return
     for folder, kept in ((path, best), (best, f"{best}/{MODEL_FOLDER}")):
         for entry in filesystem.ls(folder, detail=False):
-            if entry.rstrip("/") != kept:
+            # In an object store a folder's listing has the folder itself, where an empty object stands for it.
+            if entry.rstrip("/") not in (folder, kept):
                 filesystem.rm(entry, recursive=True)
