@@ -112,12 +112,13 @@ def tidy(tracker: Tracker, trials: str, search: SearchConfig, just_ended: str | 
     become losers are touched, so that a long search does not walk through its storage whenever a trial ends.
     """
     ended = [trial for trial in tracker.trials.values() if trial.outcome in ("finished", "stopped_early", "failed")]
-    lost = losers(ended, search)
+    # By their ids: records are compared field by field, and among 1,000 trials that took 0.1 s whenever one ended.
+    lost = {trial.trial_id for trial in losers(ended, search)}
     for trial in ended:
-        if just_ended not in (None, trial.trial_id) and not (trial in lost and trial.model_uri):
+        if just_ended not in (None, trial.trial_id) and not (trial.trial_id in lost and trial.model_uri):
             continue
         try:
-            if trial in lost:
+            if trial.trial_id in lost:
                 remove_trial(trials, trial.trial_id)
                 if trial.model_uri is not None:
                     tracker.model_removed(trial.trial_id)
@@ -130,10 +131,12 @@ def tidy(tracker: Tracker, trials: str, search: SearchConfig, just_ended: str | 
 def keep_only_model(trials: str, trial: TrialRecord) -> None:
     """Removes what an ended trial no longer needs: all but the model of its best epoch."""
     filesystem, path = fsspec.core.url_to_fs(f"{trials}/{trial.trial_id}")
+    filesystem.invalidate_cache()  # others have written there
     best = f"{path}/{checkpoint_name(trial.best_epoch)}"
     if not filesystem.exists(f"{best}/{MODEL_FOLDER}"):
         return
     for folder, kept in ((path, best), (best, f"{best}/{MODEL_FOLDER}")):
         for entry in filesystem.ls(folder, detail=False):
-            if entry.rstrip("/") != kept:
+            # In an object store a folder's listing has the folder itself, where an empty object stands for it.
+            if entry.rstrip("/") not in (folder, kept):
                 filesystem.rm(entry, recursive=True)

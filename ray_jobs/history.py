@@ -13,6 +13,7 @@ import fsspec
 from configs.loading import ConfigError, stored_values
 from configs.schema import Settings
 from ray_jobs import objectives
+from ray_jobs.journal import read_lines
 from ray_jobs.tracking import Outcome
 
 _PAUSE_SECONDS = 60.0
@@ -144,8 +145,7 @@ class SearchHistory:
 def read_search(folder: str, name: str) -> SearchHistory:
     """The search whose journal and settings lie in ``folder`` (path or URL). Raises ConfigError if there is none."""
     try:
-        with fsspec.open(f"{folder}/journal.jsonl", "r", encoding="utf-8") as file:
-            lines = file.read().split("\n")[:-1]  # without the one that is being written
+        lines = read_lines(f"{folder}/journal.jsonl")
         with fsspec.open(f"{folder}/settings.json", "r", encoding="utf-8") as file:
             settings = Settings.model_validate(stored_values(json.load(file), f"{folder}/settings.json"))
     except FileNotFoundError as error:

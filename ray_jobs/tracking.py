@@ -64,6 +64,7 @@ class Tracker:
         self._journal = journal
         self._shared_tags: dict[str, str] = {}
         self._run_ids: dict[str, str] = {}
+        self._perhaps: set[str] = set()  # trials of which MLflow may have a run whose id is not known here
         self._between: set[str] = set()  # trials that wait for their next attempt
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._sent = 0  # events
@@ -82,6 +83,7 @@ class Tracker:
         self._shared_tags = dict(shared_tags)
         for event in self._journal.events:
             self._apply_to_records(event)
+            self._perhaps.add(event["trial"])
             self._queue.put(event)
         self._thread.start()
 
@@ -199,6 +201,7 @@ class Tracker:
     def _send(self, event: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
+        known = event["trial"] in self._run_ids or event["trial"] in self._perhaps
         run_id, millis = self._run_of(event), int(event["time"] * 1000)
         if event["event"] == "epoch":
             numbers = {k: v for k, v in event["metrics"].items() if isinstance(v, int | float) and k != "epoch"}
@@ -212,7 +215,8 @@ class Tracker:
         elif event["event"] == "started":
             parameters = [Param(key, str(value)) for key, value in event["parameters"].items()]
             self.client.log_batch(run_id, params=parameters)
-            self.client.update_run(run_id, status="RUNNING")  # of a trial that goes on it had been another
+            if known:
+                self.client.update_run(run_id, status="RUNNING")  # of a trial that goes on it had been another
         elif event["event"] == "attempt_failed":
             self.client.log_batch(run_id, tags=[RunTag("trialgate.retried_after", event["error"][:4000])])
         elif event["event"] == "removed":
@@ -232,10 +236,9 @@ class Tracker:
     def _run_of(self, event: Mapping[str, Any]) -> str:
         trial_id = event["trial"]
         if trial_id not in self._run_ids:
-            found = self.client.search_runs(
-                [self._experiment_id],
-                f"tags.`{names.TRIAL_ID}` = '{trial_id}' and tags.`{names.PARENT_RUN}` = '{self.parent_run_id}'",
-            )
+            wanted = f"tags.`{names.TRIAL_ID}` = '{trial_id}' and tags.`{names.PARENT_RUN}` = '{self.parent_run_id}'"
+            found = self.client.search_runs([self._experiment_id], wanted) if trial_id in self._perhaps else []
+            self._perhaps.add(trial_id)  # MLflow may make one and its answer be lost
             if found:
                 self._run_ids[trial_id] = max(found, key=lambda run: len(run.data.metrics)).info.run_id
             else:

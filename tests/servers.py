@@ -176,6 +176,12 @@ class MlflowServer:
             )
         wait_until(self._answers, _MLFLOW_START_S, lambda: self.log)
 
+    def processes(self) -> list[psutil.Process]:
+        """The server and all its workers."""
+        assert self._process is not None
+        first = psutil.Process(self._process.pid)
+        return [first, *first.children(recursive=True)]
+
     def send(self, number: signal.Signals) -> None:
         """A signal to the server and all its workers."""
         assert self._process is not None

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def running(home: Path, replicas: int, width: int) -> Iterator[Service]:
+def running(home: Path, replicas: int, width: int, cpus_per_replica: float = 1) -> Iterator[Service]:
     """A service whose first version is ready in all replicas."""
     from ray import serve
 
@@ -67,7 +67,7 @@ def running(home: Path, replicas: int, width: int) -> Iterator[Service]:
             "serving": {
                 "min_replicas": replicas,
                 "max_replicas": replicas,
-                "cpus_per_replica": 1,
+                "cpus_per_replica": cpus_per_replica,
                 "poll_interval_s": _POLL_S,
                 "cache_dir": str(home / "cache"),
             },

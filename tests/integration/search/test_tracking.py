@@ -88,6 +88,22 @@ def test_a_run_that_is_made_twice_is_one_in_the_end(tracking_uri: str, tmp_path:
     assert client.get_run(tracker.parent_run_id).info.lifecycle_stage == "active"
 
 
+def test_a_trial_takes_five_calls_and_no_search_for_a_run_that_cannot_be_there(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+
+    def note(name: str, call: Callable[[], Any]) -> Any:
+        calls.append(name)
+        return call()
+
+    client, tracker = opened(tracking_uri, tmp_path, note)
+    one_trial(tracker)
+    tracker.close(30)
+    assert calls == ["create_run", "log_batch", "log_batch", "log_batch", "set_terminated"]
+    assert children(client, tracker) == [("FINISHED", 3)]
+
+
 def test_a_proxy_that_answers_for_mlflow_while_it_is_away_loses_nothing(tracking_uri: str, tmp_path: Path) -> None:
     answers = iter(["too many 503 error responses"] * 6)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 
 from configs.loading import ConfigError
@@ -14,7 +15,7 @@ from configs.schema import Settings
 from configs.search import SearchConfig
 from ray_jobs.baselines import run_baselines
 from ray_jobs.cluster import concurrent_trials
-from ray_jobs.journal import Journal
+from ray_jobs.journal import Journal, read_lines
 from ray_jobs.progress import failure_message, summary_table
 from ray_jobs.tokens import check_warmup
 from ray_jobs.tracking import TrialRecord
@@ -70,6 +71,21 @@ def test_journal_in_an_object_store() -> None:
     journal.append({"event": "started"})
     journal.append({"event": "ended"})
     assert Journal("memory://trialgate-test/journal.jsonl").events == [{"event": "started"}, {"event": "ended"}]
+
+
+def test_an_event_in_an_object_store_costs_the_same_however_long_the_journal_is() -> None:
+    location = "memory://trialgate-long/journal.jsonl"
+    events = [{"event": "epoch", "number": number, "padding": "x" * 1000} for number in range(700)]
+    journal = Journal(location)
+    for number, event in enumerate(events):
+        journal.append(event)
+        if number % 90 == 0:
+            journal = Journal(location)  # as in a search that goes on
+    assert Journal(location).events == [json.loads(line) for line in read_lines(location)] == events
+    store = fsspec.filesystem("memory")
+    sizes = [entry["size"] for entry in store.ls("/trialgate-long")]
+    assert len(sizes) > 1
+    assert max(sizes) < 300_000
 
 
 def test_table_has_a_row_per_trial() -> None:

@@ -17,7 +17,7 @@ from ray_jobs import disk
 from ray_jobs.command import StorageUnavailable
 from ray_jobs.journal import Journal
 from ray_jobs.resuming import EarlierTrial, Past, settle
-from ray_jobs.tracking import Tracker
+from ray_jobs.tracking import Tracker, TrialRecord
 from ray_jobs.trial import OBJECTIVE
 from ray_jobs.tuning import distribution, new_scheduler
 
@@ -146,6 +146,19 @@ def test_tidying_touches_the_trial_that_ended_and_new_losers_alone(
     assert touched == ["third"]
     disk.tidy(tracker, str(tmp_path), settings.search)
     assert touched == ["third", "best", "loser", "third"]
+
+
+def test_the_end_of_a_trial_compares_it_with_others_by_their_ids(
+    tracker: Tracker, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(one: TrialRecord, other: object) -> bool:
+        raise AssertionError("all trials with all losers, field by field: among 1,000 trials 0.1 s")
+
+    for number in range(20):
+        run(tracker, f"trial{number}", [number / 20], "finished")
+    monkeypatch.setattr(TrialRecord, "__eq__", compare)
+    disk.tidy(tracker, str(tmp_path), settings.search, "trial19")
+    assert [trial.trial_id for trial in tracker.trials.values() if trial.model_uri] == ["trial17", "trial18", "trial19"]
 
 
 def test_the_time_between_two_attempts_is_not_the_trials(tracker: Tracker, settings: Settings) -> None:
