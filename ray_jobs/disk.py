@@ -125,5 +125,6 @@ def keep_only_model(trials: str, trial: TrialRecord) -> None:
         return
     for folder, kept in ((path, best), (best, f"{best}/{MODEL_FOLDER}")):
         for entry in filesystem.ls(folder, detail=False):
-            if entry.rstrip("/") != kept:
+            # A bucket lists the empty object that pyarrow made for the folder as an entry of the folder.
+            if entry.rstrip("/") not in (kept, folder):
                 filesystem.rm(entry, recursive=True)
