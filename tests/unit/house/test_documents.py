@@ -14,7 +14,7 @@ from configs.schema import Settings
 REPOSITORY = Path(__file__).resolve().parents[3]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
 # in the schemas of Ray and Prometheus
-OTHERS = {"serve.yaml", "serve_container.yaml", "prometheus.yaml", "prometheus-alerts.yaml"}
+OTHERS = {"cluster-local.yaml", "serve.yaml", "serve_container.yaml", "prometheus.yaml", "prometheus-alerts.yaml"}
 
 # Written so that this file does not match itself.
 MACHINE = re.compile(r"/(?:[w]ork|[r]oot|[U]sers)/|/home/(?!ray\b|trialgate\b)\w+/|/tmp/[d]ev\b")
