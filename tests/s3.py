@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 
 import boto3
@@ -11,8 +12,9 @@ from moto.server import ThreadedMotoServer
 class S3:
     """moto's S3 server, in a thread of this process, with one bucket. ``environment``: what its clients need."""
 
-    def __init__(self) -> None:
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it would tell of every request after a failed test
+        self._server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.bucket, self.secret = "trialgate-tests", secrets.token_hex(12)

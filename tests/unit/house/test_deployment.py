@@ -1,4 +1,4 @@
-"""cluster.yaml: valid, pinned, nothing open, nothing secret. The image and the rest: tests/unit/ship."""
+"""The files for `ray up`: pinned, nothing open, nothing secret. Their keys are checked by configs.cluster_check."""
 
 from __future__ import annotations
 
@@ -14,18 +14,6 @@ from serve_app.mode import fast_path_variables
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
-# Ray's own schema lets any key through under `provider`; these are the ones its AWS provider reads.
-AWS_PROVIDER_KEYS = {
-    "type",
-    "region",
-    "availability_zone",
-    "cache_stopped_nodes",
-    "use_internal_ips",
-    "security_group",
-    "cloudwatch",
-    "aws_credentials",
-    "disable_node_updaters",
-}
 SECRETS = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|(?i:password|secret|api_?key)\s*[:=]\s*\S")
 
 
@@ -35,37 +23,38 @@ def _ray_pin() -> str:
     return match[1]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> dict[str, Any]:
-    """cluster.yaml as Ray completes it, after Ray's own offline validation."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
+FILES = ("cluster.yaml", "configs/cluster-local.yaml")
 
-    config = prepare_config(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8")))
-    validate_config(config)
+
+@pytest.fixture(scope="module", params=FILES)
+def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A file as Ray completes it."""
+    from ray.autoscaler._private.util import prepare_config
+
+    config: dict[str, Any] = prepare_config(yaml.safe_load((REPOSITORY / request.param).read_text(encoding="utf-8")))
     return config
 
 
-def test_ray_accepts_the_cluster_and_so_do_we(cluster: dict[str, Any]) -> None:
-    assert set(cluster["provider"]) <= AWS_PROVIDER_KEYS
-    assert cluster["available_node_types"][cluster["head_node_type"]]["resources"]["CPU"] == 0, "the head does no work"
-    assert sum(kind["max_workers"] for kind in cluster["available_node_types"].values()) <= cluster["max_workers"]
+def test_the_head_does_no_work() -> None:
+    aws, local = (yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8")) for name in FILES)
+    types = aws["available_node_types"]
+    assert types[aws["head_node_type"]]["resources"] == {"CPU": 0}
+    assert sum(kind["max_workers"] for kind in types.values()) <= aws["max_workers"]
+    assert "--num-cpus=0 --num-gpus=0" in local["head_start_ray_commands"][-1]
 
 
-def test_ray_refuses_a_misspelt_key() -> None:
-    """The validation that the test above relies on does look."""
-    import jsonschema
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    values = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))
-    values["available_node_types"]["head"]["min_worker"] = 0
-    with pytest.raises(jsonschema.ValidationError, match="min_worker"):
-        validate_config(prepare_config(values))
+def test_spot_and_on_demand_workers_differ_in_the_market_alone() -> None:
+    types = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))["available_node_types"]
+    spot, on_demand = types["gpu_spot"], types["gpu_on_demand"]
+    assert spot["node_config"].pop("InstanceMarketOptions") == {"MarketType": "spot"}
+    assert {**spot, "max_workers": 0} == {**on_demand, "max_workers": 0}
+    assert spot["min_workers"] == 0
 
 
 def test_the_cluster_runs_the_pinned_ray(cluster: dict[str, Any]) -> None:
     kinds = cluster["available_node_types"].values()
-    images = [cluster["docker"]["image"], *(kind["docker"]["worker_image"] for kind in kinds if "docker" in kind)]
-    for image in images:
+    images = [cluster["docker"].get("image"), *(kind["docker"]["worker_image"] for kind in kinds if "docker" in kind)]
+    for image in filter(None, images):
         assert re.fullmatch(rf"rayproject/ray:{re.escape(_ray_pin())}-py311(-gpu)?", image)
     for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
         commands = " ".join(cluster[key])
@@ -83,14 +72,24 @@ def test_the_cluster_is_closed(cluster: dict[str, Any]) -> None:
     head = " ".join(starts[0])
     assert "--dashboard-host=127.0.0.1" in head
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
-    assert "~/.ray/auth_token" in cluster["file_mounts"]
+    assert {"~/.ray/auth_token", "~/trialgate.env"} <= set(cluster["file_mounts"])
+    assert "chmod 600 ~/.ray/auth_token ~/trialgate.env" in " ".join(cluster["setup_commands"])
 
 
-def test_what_we_ship_has_the_fast_path(cluster: dict[str, Any]) -> None:
-    """Ray's processes read it from their environment, so whatever starts Ray must set it."""
+def test_all_that_runs_on_the_cluster_has_the_users_environment(cluster: dict[str, Any]) -> None:
+    """Ray's processes hand on the environment that they were started with."""
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
         (start,) = [command for command in commands if "ray start" in command]
-        assert start.index(". ~/trialgate/configs/fast_path.env") < start.index("ray start")
+        assert start.index(". ~/trialgate.env") < start.index("ray start")
+    ignored = (REPOSITORY / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert "cluster.env" in ignored
+    assert "cluster.env" in (REPOSITORY / ".rayignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_fast_path_is_not_for_nodes_that_listen_on_loopback(cluster: dict[str, Any]) -> None:
+    """There HAProxy of one node asks replicas of another by the network, and they would not listen to it."""
+    for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
+        assert "fast_path.env" not in " ".join(commands)
 
 
 def test_a_shell_reads_the_fast_path_as_we_do() -> None:
@@ -103,6 +102,7 @@ def test_a_shell_reads_the_fast_path_as_we_do() -> None:
 
 
 def test_no_secret_is_written_down() -> None:
-    text = (REPOSITORY / "cluster.yaml").read_text(encoding="utf-8")
-    comments_off = "\n".join(line.partition("#")[0] for line in text.splitlines())
-    assert not SECRETS.search(comments_off)
+    for name in FILES:
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        comments_off = "\n".join(line.partition("#")[0] for line in text.splitlines())
+        assert not SECRETS.search(comments_off)

@@ -15,7 +15,14 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
 ALL_DOCUMENTS = [*DOCUMENTS, *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 # in the schemas of Ray and Prometheus
-OTHERS = {"runtime_env.yaml", "serve.yaml", "serve_container.yaml", "prometheus.yaml", "prometheus-alerts.yaml"}
+OTHERS = {
+    "cluster-local.yaml",
+    "prometheus.yaml",
+    "prometheus-alerts.yaml",
+    "runtime_env.yaml",
+    "serve.yaml",
+    "serve_container.yaml",
+}
 
 # Written so that this file does not match itself.
 MACHINE = re.compile(r"/(?:[w]ork|[r]oot|[U]sers)/|/home/(?!ray\b|trialgate\b)\w+/|/tmp/[d]ev\b")
