@@ -29,6 +29,8 @@ BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
 LEFT_BEHIND_S = 30.0  # until nothing of a stopped job is on the cluster
 RUNTIME_ENV = yaml.safe_load((REPOSITORY / "configs" / "runtime_env.yaml").read_text(encoding="utf-8"))
+# Ray Data's, one of each for all jobs of a cluster; they hold no CPU.
+RAYS_OWN = {"_StatsActor", "_AutoscalingCoordinatorActor", "ActorLocationTracker"}
 KILLED_AT_ONCE = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "0"}}  # SIGKILL right behind the SIGTERM of `ray job stop`
 
 # Promotes, and waits for ever where a stop hurts most: the alias has been moved, and the decision not been ended.
@@ -87,6 +89,7 @@ class Head:
     def left(self) -> list[str]:
         """Actors and placement groups that are on the cluster, and what they hold."""
         found = [actor["class_name"] for actor in self._list("actors") if actor["state"] != "DEAD"]
+        found = [name for name in found if name not in RAYS_OWN]
         found += ["placement group" for group in self._list("placement_groups") if group["state"] != "REMOVED"]
         return found
 
