@@ -112,7 +112,7 @@ def tidy(tracker: Tracker, trials: str, search: SearchConfig, just_ended: str | 
     become losers are touched, so that a long search does not walk through its storage whenever a trial ends.
     """
     ended = [trial for trial in tracker.trials.values() if trial.outcome in ("finished", "stopped_early", "failed")]
-    # By their ids: records are compared field by field, and among 1,000 trials that took 0.1 s whenever one ended.
+    # By their ids: records are compared field by field, and among 1,000 trials that took 30 ms whenever one ended.
     lost = {trial.trial_id for trial in losers(ended, search)}
     for trial in ended:
         if just_ended not in (None, trial.trial_id) and not (trial.trial_id in lost and trial.model_uri):

@@ -24,7 +24,7 @@ class Journal:
     """Append-only events of a search, one JSON object a line, at a path or fsspec URL.
 
     Object stores cannot append, so there the end of the journal is written anew with every event. It continues in a
-    further object (``journal.jsonl.1`` and so on) whenever one has 256 kB: with 1,000 trials a journal has 6 MB.
+    further object (``journal.jsonl.1`` and so on) whenever one has 256 kB: with 1,000 trials a journal has 9 MB.
     """
 
     def __init__(self, location: str) -> None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -62,6 +62,7 @@ class Apart:
     folder: Path
     s3: S3
     tracking: str
+    folders: dict[str, str] = field(default_factory=dict)  # of each node, by its id
 
     @property
     def home(self) -> Path:
@@ -69,12 +70,13 @@ class Apart:
 
     def add_node(self) -> str:
         """A node with a home and a temporary folder of its own; returns its id."""
-        own = self.folder / f"node{len(list(self.folder.glob('node*')))}"
+        own = self.folder / f"node{len(self.folders)}"
         variables = {"HOME": own / "home", "TMPDIR": own / "tmp", "XDG_CACHE_HOME": own / "home" / ".cache"}
         for path in variables.values():
             path.mkdir(parents=True)
         node = self.cluster.add_node(**NODE, env_vars={name: str(path) for name, path in variables.items()})
         node_id: str = node.node_id
+        self.folders[node_id] = own.name
         return node_id
 
     def lose_node(self, node_id: str) -> None:
@@ -173,5 +175,6 @@ def test_a_trial_over_two_nodes_goes_on_after_the_loss_of_one(apart: Apart) -> N
     assert trials(apart.home) == {"finished": 1, "stopped_early": 0, "failed": 0}
     # Nothing was lost, and nothing was done or told twice.
     assert list(apart.reported("pair").values()) == list(apart.tracked("pair").values()) == [list(range(1, 13))]
-    assert apart.strays() == []
+    # The node that was lost had a checkpoint in the making, which died with it; nobody asks for that.
+    assert [path for path in apart.strays() if not path.startswith(f"{apart.folders[lost]}/tmp/")] == []
     print(f"an epoch more {recovered_s:.0f} s after the loss of a node, {os.cpu_count()} cores")

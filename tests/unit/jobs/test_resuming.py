@@ -152,7 +152,7 @@ def test_the_end_of_a_trial_compares_it_with_others_by_their_ids(
     tracker: Tracker, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compare(one: TrialRecord, other: object) -> bool:
-        raise AssertionError("all trials with all losers, field by field: among 1,000 trials 0.1 s")
+        raise AssertionError("all trials with all losers, field by field: among 1,000 trials 30 ms")
 
     for number in range(20):
         run(tracker, f"trial{number}", [number / 20], "finished")
