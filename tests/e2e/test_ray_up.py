@@ -83,6 +83,8 @@ class User:
                 ["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "host"], capture_output=True, timeout=20
             )
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there, or in use by another cluster of the user's
+            folder.parent.rmdir()
 
 
 def _connects(url: str) -> bool:
