@@ -126,7 +126,8 @@ def _postgresql_binaries() -> Path:
 class MlflowServer:
     """``mlflow server`` on a database: ``uri`` is its address, ``artifacts`` the folder that it keeps artifacts in.
 
-    ``host``: the name that it must be called by, where it is told not to answer under others.
+    ``host``: the name that it must be called by, where it is told not to answer under others. ``address``: what it
+    listens on.
     """
 
     def __init__(
@@ -135,16 +136,17 @@ class MlflowServer:
         folder: Path,
         *options: str,
         host: str | None = None,
+        address: str = "127.0.0.1",
         workers: int = 2,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.backend, self.folder, self.artifacts = backend, folder, folder / "artifacts"
         self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.uri = f"http://{address}:{self.port}"
         self._headers = {} if host is None else {"Host": host}
         self._command: Sequence[str] = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *(sys.executable, "-m", "mlflow", "server", "--host", address, "--port", str(self.port)),
             *("--backend-store-uri", backend, "--workers", str(workers)),
             *(options or ("--artifacts-destination", self.artifacts.as_uri())),
         ]
