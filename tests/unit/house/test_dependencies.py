@@ -28,6 +28,8 @@ NOT_IMPORTED = {
     "greenlet": "Optuna's GPSampler imports it",
     "optuna": "Ray Tune's OptunaSearch imports it",
 }
+# Imported where it is there; else the command says which extra brings it.
+OPTIONAL = {"botocore": "s3"}
 
 
 def requirements(*extras: str) -> list[Requirement]:
@@ -118,6 +120,7 @@ def _imported() -> dict[str, set[str]]:
 
 def test_what_is_imported_is_declared() -> None:
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
+    declared |= OPTIONAL.keys() & {requirement.name for requirement in requirements(*OPTIONAL.values())}
     distributions = importlib.metadata.packages_distributions()
     missing = {
         module: sorted(where)
