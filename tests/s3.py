@@ -17,7 +17,8 @@ class S3:
         self._server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
         self._server.start()
         host, port = self._server.get_host_and_port()
-        self.bucket, self.secret = "trialgate-tests", secrets.token_hex(12)
+        # Of a name of its own: what moto holds, all servers of a process share.
+        self.bucket, self.secret = f"trialgate-tests-{secrets.token_hex(4)}", secrets.token_hex(12)
         self.environment = {
             "MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}",  # MLflow's
             "AWS_ENDPOINT_URL": f"http://{host}:{port}",  # boto's, and so s3fs's
