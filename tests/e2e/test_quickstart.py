@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -67,9 +68,8 @@ def test_its_model_scores_files_as_the_document_says(first: tuple[Path, Command]
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "dry run: nothing was computed and nothing written" in done.stdout
-    header, *rows = done.stdout[done.stdout.index("id,text,") :].splitlines()
-    assert header.startswith("id,text,prediction_label,prediction_score")
-    assert [row.split(",")[2] for row in rows] == ["positive", "negative"]
+    rows = list(csv.DictReader(done.stdout[done.stdout.index('"id","text",') :].splitlines()))
+    assert [(row["id"], row["prediction_label"]) for row in rows] == [("1", "positive"), ("2", "negative")]
 
 
 def _comes_up(url: str, timeout_s: float) -> bool:
