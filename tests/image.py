@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -238,7 +239,10 @@ class Image:
         settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
         chroot = f"{shutil.which('chroot')} {user}{root} /bin/sh -c {shlex.quote(inner)}"
         script.append(f"exec env -i {settings} {chroot}")
-        return subprocess.Popen(["unshare", *spaces, "sh", "-c", "\n".join(script)], text=True, **options)  # type: ignore[call-overload,no-any-return]
+        command = ["unshare", *spaces, "sh", "-c", "\n".join(script)]
+        # As an engine does: a test session that runs in the background ignores Ctrl-C, and children inherit that.
+        listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        return subprocess.Popen(command, text=True, preexec_fn=listen, **options)  # type: ignore[call-overload,no-any-return]
 
 
 def main_process(process: subprocess.Popen[str]) -> psutil.Process:

@@ -27,6 +27,7 @@ def cluster(head: Cluster) -> Iterator[Cluster]:
     yield head
     for node in list(head.worker_nodes):
         head.remove_node(node, allow_graceful=False)
+    head.wait_for_nodes(timeout=120)  # until Ray knows, or the next search counts on them
 
 
 def test_a_search_waits_for_nodes_and_outlives_one(cluster: Cluster, home: Path) -> None:

@@ -129,6 +129,7 @@ def apart(head: Cluster, s3: S3, tracking: str, tmp_path: Path, monkeypatch: pyt
     yield Apart(head, tmp_path, s3, tracking)
     for node in list(head.worker_nodes):
         head.remove_node(node, allow_graceful=False)
+    head.wait_for_nodes(timeout=120)  # until Ray knows, or the next search counts on them
 
 
 def test_trials_spread_over_nodes_and_meet_in_the_object_store(apart: Apart) -> None:
