@@ -20,7 +20,8 @@ from gate.decision import GateUsageError
 from gate.registry import get_version, versions
 from gate.scoring import ScoringError
 from serve_app import mlflow_client as names
-from serve_app.inference.saved_model import ModelFolderError, weights_digest
+from serve_app.inference.folder import ModelFolderError
+from serve_app.inference.saved_model import weights_digest
 from serve_app.mlflow_client import find_run, is_unreachable, redact
 from serve_app.model_source import find_model_folder
 from serve_app.refusals import refusal

@@ -20,7 +20,7 @@ from gate import audit, registry
 from gate.decision import Decision, GateUsageError
 from gate.model_card import Card, DataRecord, Event
 from serve_app import mlflow_client as names
-from serve_app.inference.saved_model import INFO_FILE
+from serve_app.inference.folder import INFO_FILE
 from serve_app.mlflow_client import find_run, is_unreachable
 
 if TYPE_CHECKING:

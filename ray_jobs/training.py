@@ -25,7 +25,8 @@ from ray_jobs.calibration import fit_temperature
 from ray_jobs.optimizer import TableAdamW, make_gradients_sparse
 from serve_app.inference.engine import choose_precision
 from serve_app.inference.metrics import F1Definition, confusion_matrix, f1_from_confusion
-from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
+from serve_app.inference.packing import pack, plan_batches
+from serve_app.inference.token_ids import TokenizedTexts
 
 
 class TrainingDivergedError(FloatingPointError):

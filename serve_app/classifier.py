@@ -1,8 +1,9 @@
 """The classifier: texts to probabilities on the version under the alias, in batches, for many requests at once.
 
-Plain asyncio, no Ray: ``replica.py`` has the deployments around it. Forward passes run in ``Lanes`` and tokenising in
-other threads, so the event loop stays free for admission, health checks and the board. A request keeps the version that
-it was admitted with, so all the texts of a batch request are computed by one version and a swap fails nobody.
+Plain asyncio, no Ray: ``replica.py`` has the deployments around it. Forward passes run in ``Lanes``, in a process of
+their own, and tokenising in other threads, so the event loop stays free for admission, health checks and the board. A
+request keeps the version that it was admitted with, so all the texts of a batch request are computed by one version and
+a swap fails nobody.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from configs.schema import Settings
 from serve_app.answers import Answer, Explanation, Refusal
 from serve_app.autoscaling import REFUSED_TEXTS, TEXTS
 from serve_app.batcher import Admission, Batcher, BatcherClosed, DeadlineExceeded
+from serve_app.engine_process import EngineGone, EngineProcess, RemoteEngine
 from serve_app.errors import ErrorCode
 from serve_app.explaining import Explaining
 from serve_app.follower import Alias, Follower, Loaded
@@ -33,7 +35,6 @@ from serve_app.metrics import ClassifierMetrics
 from serve_app.model_source import ModelCache, RegistryAlias
 
 if TYPE_CHECKING:
-    from serve_app.inference.engine import Engine
     from serve_app.inference.tokenizing import Tokenized
 
 # A forward pass takes well under a second; one that takes this long hangs, and Serve should replace the replica.
@@ -57,7 +58,11 @@ class _Served:
 
 
 class Classifier:
-    """One replica's work. Make and use it on one event loop; ``alias`` is a ``RegistryAlias`` unless a test says so."""
+    """One replica's work. Make and use it on one event loop.
+
+    ``alias`` is a ``RegistryAlias`` and ``engines`` a process of its own unless a test says so. ``on_broken`` is
+    called, on any thread, when that process ends before ``close``: nothing can be computed here any more.
+    """
 
     def __init__(
         self,
@@ -65,7 +70,9 @@ class Classifier:
         replica: str,
         *,
         alias: Alias | None = None,
+        engines: EngineProcess | None = None,
         on_change: Callable[[], None] = lambda: None,
+        on_broken: Callable[[], None] = lambda: None,
     ) -> None:
         serving, tracking = settings.serving, settings.tracking
         if serving.cache_dir is None or tracking.uri is None:
@@ -75,9 +82,11 @@ class Classifier:
         self._loop = asyncio.get_running_loop()
         self._admission = Admission(serving.max_concurrent_texts)
         self._longest_wait_s = serving.max_queue_ms / 1000
-        self._lanes = Lanes(max(1, int(serving.cpus_per_replica)), shared=serving.gpus_per_replica > 0)
+        self._engines, self._ends_engines = engines or EngineProcess(on_broken), engines is None
+        cores = max(1, int(serving.cpus_per_replica))
+        self._lanes = Lanes(cores, self._engines.prepare, shared=serving.gpus_per_replica > 0)
         self._tokenize_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
-        self._explaining = Explaining(serving, self.metrics)
+        self._explaining = Explaining(serving, self.metrics, self._engines)
         self._served: _Served | None = None
         self._tokens_to_come = 0
         self._closing = False
@@ -108,6 +117,8 @@ class Classifier:
         self._lanes.close()
         self._explaining.close()
         self._tokenize_threads.shutdown(wait=False, cancel_futures=True)
+        if self._ends_engines:
+            await asyncio.to_thread(self._engines.close)
 
     async def classify(self, texts: Sequence[str], truncate: bool, remaining_s: float = math.inf) -> Answer | Refusal:
         """The answer for all ``texts`` or for none. ``remaining_s``: what is left of the request's deadline."""
@@ -158,6 +169,8 @@ class Classifier:
             return Refusal(ErrorCode.DEADLINE_EXCEEDED)
         except BatcherClosed:
             return Refusal(ErrorCode.DRAINING)
+        except EngineGone:
+            return Refusal(ErrorCode.NOT_READY)
         except Exception:
             logger.exception("a forward pass failed")
             return Refusal(ErrorCode.INTERNAL)
@@ -215,6 +228,8 @@ class Classifier:
         """Raises RuntimeError when this replica cannot do its work any more. Looks at flags only."""
         if not self._follower.alive:
             raise RuntimeError("the thread that follows the alias has ended")
+        if self._engines.ended:
+            raise RuntimeError("the engine's process has ended")
         if (running_s := self._lanes.running_s) > _STUCK_S:
             raise RuntimeError(f"a forward pass has been running for {running_s:.0f} s")
 
@@ -237,17 +252,9 @@ class Classifier:
             self._tokenize_threads, served.loaded.engine.tokenize, list(texts), truncate
         )
 
-    def _load(self, folder: Path) -> Engine:
-        # Here, so that what only puts the application together does not have to load torch.
-        from serve_app.inference.engine import Engine
-
-        serving = self._serving
-        return Engine.load(
-            folder,
-            precision=serving.precision,
-            device="cuda" if serving.gpus_per_replica > 0 else "cpu",
-            threads=1,  # of the follower's thread; forward passes have their own, see Lanes
-        )
+    def _load(self, folder: Path) -> RemoteEngine:
+        device = "cuda" if self._serving.gpus_per_replica > 0 else "cpu"
+        return self._engines.load(folder, self._serving.precision, device)
 
     def _hand_over(self, loaded: Loaded) -> None:
         """On the follower's thread: puts a version to work, and returns when it is."""

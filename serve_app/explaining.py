@@ -8,14 +8,13 @@ Plain asyncio, no Ray.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +22,10 @@ import numpy as np
 from configs.schema import ServingConfig
 from serve_app.answers import Explanation, Refusal
 from serve_app.batcher import Admission, DeadlineExceeded
+from serve_app.engine_process import EngineGone, EngineProcess
 from serve_app.errors import ErrorCode
 from serve_app.follower import Loaded
+from serve_app.inference.attributions import BASELINE
 from serve_app.metrics import ClassifierMetrics
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ class GivenUp(Exception):
 class Explaining:
     """The explanations of one replica. Use it on one event loop."""
 
-    def __init__(self, serving: ServingConfig, metrics: ClassifierMetrics) -> None:
+    def __init__(self, serving: ServingConfig, metrics: ClassifierMetrics, engines: EngineProcess) -> None:
         self._serving, self._metrics = serving, metrics
         self._admission = Admission(serving.explain_max_concurrent)
-        self._thread = ThreadPoolExecutor(1, "explain", _step_back)
+        self._thread = ThreadPoolExecutor(1, "explain", partial(engines.prepare, 1, _LOWEST_PRIORITY))
         self._latest_s = 1.0
 
     def close(self) -> None:
@@ -87,6 +88,8 @@ class Explaining:
             )
         except DeadlineExceeded:
             return Refusal(ErrorCode.DEADLINE_EXCEEDED)
+        except EngineGone:
+            return Refusal(ErrorCode.NOT_READY)
         except Exception:
             logger.exception("an explanation failed")
             return Refusal(ErrorCode.INTERNAL)
@@ -115,13 +118,11 @@ class Explaining:
         self, loaded: Loaded, tokens: LocatedTokens, label: str | None, go_on: Callable[[], None]
     ) -> Explanation:
         """In the thread of the explanations."""
-        from serve_app.inference.explanation import BASELINE  # brings torch
-
         began, engine = time.monotonic(), loaded.engine
         go_on()
         probabilities = engine.forward([tokens.ids])[0]
         explained = int(probabilities.argmax()) if label is None else engine.labels.index(label)
-        found = engine.explainer().explain(tokens, explained, self._serving.explain_steps, go_on)
+        found = engine.explain(tokens, explained, self._serving.explain_steps, go_on)
         if not (np.isfinite(probabilities).all() and math.isfinite(found.completeness_gap)):
             raise ArithmeticError("the model gave output or gradients that are not finite")
         return Explanation(
@@ -147,13 +148,3 @@ def _stopper(given_up: threading.Event, deadline: float) -> Callable[[], None]:
             raise GivenUp
 
     return go_on
-
-
-def _step_back() -> None:
-    """Gives the calling thread one core, and that one only while nobody else has use for it."""
-    import torch
-
-    torch.get_num_threads()  # else the process's number would be taken over later, see lanes.py
-    torch.set_num_threads(1)
-    with contextlib.suppress(AttributeError, OSError):  # on Linux alone a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from configs.exit_codes import UsageError
+from serve_app.inference.folder import ModelFolderError
 from serve_app.mlflow_client import TrackingUnavailable
 from serve_app.model_source import ModelCache, ModelVersion, load_verified
 
 if TYPE_CHECKING:
-    from serve_app.inference.engine import Engine
+    from serve_app.engine_process import RemoteEngine
 
 TRIES = 5
 FIRST_BACKOFF_S = 2.0  # doubled after every try
@@ -45,7 +46,7 @@ class Loaded:
     """A version that is ready to serve. ``at``: when it was loaded, unix seconds. ``last_good``: it is served because
     it loaded well before, not because the registry says so."""
 
-    engine: Engine
+    engine: RemoteEngine
     version: ModelVersion
     at: float
     last_good: bool = False
@@ -75,7 +76,7 @@ class Follower:
         alias: Alias,
         cache: ModelCache,
         model_name: str,
-        load: Callable[[Path], Engine],
+        load: Callable[[Path], RemoteEngine],
         *,
         on_loaded: Callable[[Loaded], None],
         on_change: Callable[[], None] = lambda: None,
@@ -201,8 +202,6 @@ class Follower:
         return True
 
     def _failed(self, version: ModelVersion, error: Exception) -> None:
-        from serve_app.inference.saved_model import ModelFolderError  # brings torch
-
         self._on_load_error()
         known = self._failures.pop(version, None)
         tries = known.tries + 1 if known else 1

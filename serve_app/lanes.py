@@ -1,4 +1,4 @@
-"""The threads of a replica's forward passes: a lane for each core, or all cores for one pass while nothing else waits.
+"""The lanes of a replica's forward passes: one for each core, or all cores for one pass while nothing else waits.
 
 Under load every lane computes a batch of its own on one core. Two cores that share every product of one pass instead
 wait for each other a hundred times per pass, and whatever else the machine does on one of them holds up both. A text
@@ -18,15 +18,15 @@ _MEMORY = 0.2  # weight of the newest forward pass in the estimate of tokens per
 
 
 class Lanes:
-    """Runs forward passes for one event loop. ``cores``: of this replica, count; ``shared``: one pass at a time,
-    however many they are, as on a GPU."""
+    """Runs forward passes for one event loop, in threads. ``cores``: of this replica, count; ``shared``: one pass at a
+    time, however many they are, as on a GPU. ``prepare(cores)`` is called on each thread that is to have so many."""
 
-    def __init__(self, cores: int, *, shared: bool = False) -> None:
+    def __init__(self, cores: int, prepare: Callable[[int], None], *, shared: bool = False) -> None:
         self.count = 1 if shared else cores
         # OpenMP counts the threads of all teams of a process; when they are more than the cores, every barrier sleeps
         # instead of spinning (31 sentences: 216 instead of 197 ms). So one thread alone has a team.
-        self._wide = ThreadPoolExecutor(1, "forward", _use_cores, (cores,))
-        self._narrow = ThreadPoolExecutor(self.count, "lane", _use_cores, (1,)) if self.count > 1 else None
+        self._wide = ThreadPoolExecutor(1, "forward", prepare, (cores,))
+        self._narrow = ThreadPoolExecutor(self.count, "lane", prepare, (1,)) if self.count > 1 else None
         self._running: dict[int, float] = {}
         self._number = 0
         self._tokens_per_s = 0.0
@@ -79,10 +79,3 @@ class Lanes:
     def _learn(self, tokens: int, seconds: float) -> None:
         if seconds > 0:
             self._tokens_per_s += (tokens / seconds - self._tokens_per_s) * (_MEMORY if self._tokens_per_s else 1.0)
-
-
-def _use_cores(cores: int) -> None:
-    import torch
-
-    torch.get_num_threads()  # a thread takes over the process's number the first time it is looked at, and only then
-    torch.set_num_threads(cores)

@@ -18,11 +18,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
 from configs.schema import TrackingConfig
+from serve_app.inference.folder import INFO_FILE, ModelFolderError
 from serve_app.mlflow_client import VERSION_F1, WEIGHTS_DIGEST, TrackingUnavailable, connect, is_not_found, redact
 from serve_app.refusals import refusal
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion as RegisteredVersion
 
-    from serve_app.inference.engine import Engine
 
 _KEPT_VERSIONS = 2  # of those that loaded well, per alias: the served one and the one before
 _MLFLOW_NOTE = "registered_model_meta"  # what MLflow adds to every download, even to an empty one
@@ -137,8 +137,6 @@ class RegistryAlias:
 
 def find_model_folder(downloaded: Path) -> Path:
     """The one saved-model folder below ``downloaded``. Raises ModelFolderError if there is none, or several."""
-    from serve_app.inference.saved_model import INFO_FILE, ModelFolderError  # brings torch
-
     found = sorted(path.parent for path in downloaded.rglob(INFO_FILE))
     if len(found) != 1:
         raise ModelFolderError(
@@ -148,17 +146,26 @@ def find_model_folder(downloaded: Path) -> Path:
     return found[0]
 
 
+class HasDigest(Protocol):
+    """An engine, wherever it computes."""
+
+    @property
+    def weights_digest(self) -> str:
+        """Of the folder that it was loaded from."""
+
+
+Verifiable = TypeVar("Verifiable", bound=HasDigest)
+
+
 def load_verified(
     cache: ModelCache, version: ModelVersion, download: Callable[[ModelVersion, Path], None],
-    load: Callable[[Path], Engine],
-) -> Engine:  # fmt: skip
+    load: Callable[[Path], Verifiable],
+) -> Verifiable:  # fmt: skip
     """The engine of the copy on this machine, compared with the digest of what the gate scored, or else of what loaded
     well before. A copy that is broken is taken anew, once, if it was there before.
 
     Raises ModelFolderError for a version that is broken itself, OSError when it cannot be had, what ``load`` raises.
     """
-    from serve_app.inference.saved_model import ModelFolderError  # brings torch
-
     damage: ModelFolderError | None = None
     while True:
         try:
@@ -180,8 +187,6 @@ def load_verified(
 
 
 def _require_digest(cache: ModelCache, version: ModelVersion, copy: Copy, found: str) -> None:
-    from serve_app.inference.saved_model import ModelFolderError  # brings torch
-
     expected = version.weights_digest
     if expected is None and not copy.fresh:
         loaded_well = [good.weights_digest for good in cache.good(version.name) if good == version]
@@ -202,8 +207,6 @@ class ModelCache:
     def fetch(self, version: ModelVersion, download: Callable[[ModelVersion, Path], None]) -> Copy:
         """The copy of ``version``, downloaded if it is not here yet. Raises what ``download`` does, and
         ModelFolderError if what it brought is no saved model, or has symbolic links."""
-        from serve_app.inference.saved_model import ModelFolderError  # brings torch
-
         target = self._target(version)
         part = _part_of(target)
         with self._lock(target):
@@ -291,8 +294,6 @@ def _notes(path: Path) -> list[dict[str, Any]]:
 
 
 def _refuse_links(folder: Path) -> None:
-    from serve_app.inference.saved_model import ModelFolderError  # brings torch
-
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise ModelFolderError(

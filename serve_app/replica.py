@@ -7,6 +7,8 @@ gateways, nodes with GPUs do nothing but classify, and the HTTP work scales by i
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve.handle import DeploymentHandle
 
+logger = logging.getLogger(__name__)
+
 
 class ClassifierReplica:
     """The deployment behind gateways."""
@@ -38,7 +42,7 @@ class ClassifierReplica:
         log_to_replica_file()
         log_mode()
         replica = serve.get_replica_context().replica_id.unique_id
-        self._classifier = Classifier(settings, replica, on_change=lambda: self._reporter.news())
+        self._classifier = Classifier(settings, replica, on_change=lambda: self._reporter.news(), on_broken=_end)
         self._reporter = Reporter(
             "classifier", replica, self._collect, sync=board.sync.remote, push=board.push.remote,
             scrape=board.scrape.remote,
@@ -70,6 +74,15 @@ class ClassifierReplica:
 
     def _collect(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         return snapshot(self._classifier.metrics.registry), self._classifier.status()
+
+
+def _end() -> None:
+    """Ends this process, which cannot compute any more: Serve starts another one at once, and its proxy sends elsewhere
+    what this one did not answer. Told by the health check, it would do so half a minute later."""
+    logger.error("the engine's process has ended, and this replica with it")
+    flush_access_log()
+    logging.shutdown()
+    os._exit(1)
 
 
 class ServiceReplica(ClassifierReplica):

@@ -12,8 +12,9 @@ import torch
 from serve_app.inference.distilbert import PackedDistilBert
 from serve_app.inference.families import PackedModel, new_distilbert, new_network
 from serve_app.inference.metrics import F1Definition
-from serve_app.inference.packing import TokenizedTexts, pack
+from serve_app.inference.packing import pack
 from serve_app.inference.saved_model import ModelInfo, write_model_folder
+from serve_app.inference.token_ids import TokenizedTexts
 from serve_app.inference.tokenizing import learn_wordpiece, tokenize
 
 WORDS = (

@@ -143,7 +143,7 @@ class Scorer:
 
     def _load(self) -> Engine:
         # Here, so that the job's driver does not have to load torch.
-        from serve_app.inference.saved_model import ModelFolderError
+        from serve_app.inference.folder import ModelFolderError
 
         settings, version = self._work.settings, self._work.version
         registry = RegistryAlias(settings.tracking, self._work.alias)

@@ -13,10 +13,11 @@ from configs.exit_codes import UsageError
 from serve_app.inference.distilbert import PackedDistilBert
 from serve_app.inference.explanation import Explainer
 from serve_app.inference.families import PackedModel
+from serve_app.inference.folder import ModelFolderError
 from serve_app.inference.int8 import has_int8, quantize
-from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
+from serve_app.inference.packing import pack, plan_batches
+from serve_app.inference.prepacked import has_prepacked, prepack, unpack
 from serve_app.inference.saved_model import (
-    ModelFolderError,
     ModelInfo,
     read_info,
     read_model,
@@ -24,6 +25,7 @@ from serve_app.inference.saved_model import (
     require_same_vocabulary,
 )
 from serve_app.inference.saved_model import weights_digest as digest_of
+from serve_app.inference.token_ids import TokenizedTexts
 from serve_app.inference.tokenizing import LocatedTokens, TextTokenizer, Tokenized, locate, read_tokenizer, tokenize
 
 # Largest difference of a sample text's probability from the fp32 one that a load accepts. bf16 keeps 8 bits of
@@ -77,10 +79,15 @@ class Engine:
         self.device_type = device.type
         self.weights_digest = weights_digest
         self._device = device
-        self._exact = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
-        self._model: PackedModel = self._exact
-        if precision == "int8" and isinstance(self._exact, PackedDistilBert):  # ``load`` lets no other model through
-            self._model = quantize(self._exact)
+        exact = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+        self._model: PackedModel = exact
+        self._with_gradients: Callable[[], PackedModel] = lambda: exact
+        if isinstance(exact, PackedDistilBert) and device.type == "cpu":
+            if precision == "int8":
+                self._model = quantize(exact)
+            elif precision == "bf16" and has_prepacked():
+                self._model = packed = prepack(exact)
+                self._with_gradients = lambda: unpack(packed)
         self._tokenizer, self._sample = tokenizer, sample
         self._max_batch_tokens, self._max_batch_texts = max_batch_tokens, max_batch_texts
 
@@ -161,11 +168,12 @@ class Engine:
         return locate(self._tokenizer, text, self.max_length)
 
     def explainer(self) -> Explainer:
-        """For the words behind an answer; it costs nothing to make, and holds up nobody.
+        """For the words behind an answer; it holds up nobody.
 
-        On this model's weights; those of int8 have no gradients, so it is on their fp32 ones then.
+        On this model's weights; those of int8 have no gradients, so it is on their fp32 ones then. Those of bf16 on a
+        processor are copied for it.
         """
-        return Explainer(self._exact, self.info.temperature)
+        return Explainer(self._with_gradients(), self.info.temperature)
 
     def predict_tokens(self, tokens: TokenizedTexts, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Probabilities, float32 [texts, classes], of tokenised texts.

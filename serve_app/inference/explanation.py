@@ -13,47 +13,24 @@ rows, so the networks need to know nothing of this.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from serve_app.inference.attributions import Attributions, WordAttribution
 from serve_app.inference.distilbert import PackedDistilBert
 from serve_app.inference.families import PackedModel
 from serve_app.inference.networks import NETWORKS, AveragingConfig, SmallNetwork
 from serve_app.inference.packing import pack
 from serve_app.inference.tokenizing import LocatedTokens
 
-BASELINE = "the embedding of [PAD] in place of every token of the text; [CLS] and [SEP] stay"
 # Tokens whose activations are kept for the gradients at once: 200 MB of a DistilBERT in fp32 on a processor. More go
 # no faster there, and between two such batches the work can be given up.
 _BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 _PAD = 0
-
-
-@dataclass(frozen=True)
-class WordAttribution:
-    """Of the characters ``start`` to ``end``: ``attribution`` in nats, positive where they speak for the label."""
-
-    start: int
-    end: int
-    attribution: float
-
-
-@dataclass(frozen=True)
-class Attributions:
-    """``words`` in the order of the text; log odds of the label, nats, for the text and for the baseline."""
-
-    words: list[WordAttribution]
-    log_odds: float
-    baseline_log_odds: float
-
-    @property
-    def completeness_gap(self) -> float:
-        """By how much the attributions miss the difference between text and baseline, nats; 0 with enough steps."""
-        return sum(word.attribution for word in self.words) - (self.log_odds - self.baseline_log_odds)
 
 
 class Explainer:

@@ -8,13 +8,11 @@ products are summed exactly, in int32. All else stays in fp32.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from serve_app.inference.attention import AttentionPlan, packed_attention
-from serve_app.inference.distilbert import Attention, FeedForward, PackedDistilBert
+from serve_app.inference.distilbert import FeedForward, PackedDistilBert
+from serve_app.inference.rebuilding import JoinedAttention, rebuilt
 
 _LARGEST = 127
 # Activations are handed to oneDNN as uint8 with this zero point: its kernel for int8 ones is a slow reference.
@@ -32,18 +30,7 @@ def quantize(model: PackedDistilBert) -> PackedDistilBert:
 
     It shares all other layers with ``model``.
     """
-    with torch.device("meta"):  # nothing of its own
-        quantized = PackedDistilBert(model.config)
-    quantized.distilbert["embeddings"] = model.distilbert["embeddings"]
-    quantized.pre_classifier, quantized.classifier = model.pre_classifier, model.classifier
-    for block, exact in zip(_blocks(quantized), _blocks(model), strict=True):
-        block.sa_layer_norm, block.output_layer_norm = exact.sa_layer_norm, exact.output_layer_norm
-        block.attention, block.ffn = Int8Attention(exact.attention), Int8FeedForward(exact.ffn)
-    return quantized.eval()
-
-
-def _blocks(model: PackedDistilBert) -> Any:
-    return model.distilbert["transformer"].layer
+    return rebuilt(model, lambda exact: JoinedAttention(exact, Int8Linear), Int8FeedForward)
 
 
 class Int8Linear(nn.Module):
@@ -71,24 +58,6 @@ class Int8Linear(nn.Module):
             *(None, 1.0, 0, torch.float32, "none", [], ""),
         )
         return torch.addcmul(self._bias, products, scales, out=products)
-
-
-class Int8Attention(nn.Module):
-    """``Attention`` without dropout, with one product for keys and values."""
-
-    def __init__(self, exact: Attention) -> None:
-        super().__init__()
-        self._heads = exact.heads
-        self._query, self._key_value = Int8Linear(exact.q_lin), Int8Linear(exact.k_lin, exact.v_lin)
-        self._out = Int8Linear(exact.out_lin)
-
-    def forward(self, asking: torch.Tensor, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-        """As ``Attention.forward``."""
-        query, key, value = (
-            rows.unflatten(1, (self._heads, -1)) for rows in (self._query(asking), *self._key_value(hidden).chunk(2, 1))
-        )
-        found = packed_attention(query, key, value, plan, first_tokens=asking is not hidden)
-        return self._out(found.flatten(1))
 
 
 class Int8FeedForward(nn.Module):

@@ -30,20 +30,14 @@ from safetensors.torch import load_file, save_file
 
 from serve_app.inference.digests import files_digest
 from serve_app.inference.families import PackedModel, read_packed_model, write_config
+from serve_app.inference.folder import INFO_FILE, SAMPLE_FILE, WEIGHTS_FILE, ModelFolderError
 from serve_app.inference.metrics import F1Definition
-from serve_app.inference.packing import TokenizedTexts
+from serve_app.inference.token_ids import TokenizedTexts
 from serve_app.inference.tokenizing import TextTokenizer
 
-INFO_FILE = "trialgate.json"
-WEIGHTS_FILE = "model.safetensors"
-SAMPLE_FILE = "sample.safetensors"
 FORMAT_VERSION = 1
 _NEEDED = (INFO_FILE, WEIGHTS_FILE, SAMPLE_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
 _DIGESTED = (INFO_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
-
-
-class ModelFolderError(ValueError):
-    """A folder that is not a complete, sound saved model; the message says what is wrong with which file."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from serve_app.inference.packing import TokenizedTexts
+from serve_app.inference.token_ids import TokenizedTexts
 
 _BACKEND_FILE = "tokenizer.json"
 TOKENIZER_FILES = (_BACKEND_FILE, "tokenizer_config.json")

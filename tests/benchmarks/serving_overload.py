@@ -77,7 +77,7 @@ def _memory_mb(server: psutil.Process) -> float:
     total = 0.0
     for child in server.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if "ServeReplica" in " ".join(child.cmdline()):
+            if any(name in " ".join(child.cmdline()) for name in ("ServeReplica", "serve_app.engine_worker")):
                 total += child.memory_full_info().uss / 1e6
     return total
 

@@ -114,13 +114,14 @@ def tutorial(folder: Path, port: int) -> None:
 
 
 def serve_batch(folder: Path, port: int) -> None:
-    """Our engine, lanes and HAProxy mode, but ``@serve.batch`` in place of our batcher, and none of our HTTP layer."""
+    """Our engine in its process, lanes and HAProxy mode, but ``@serve.batch`` in place of our batcher, and none of our
+    HTTP layer."""
     import ray
     from ray import serve
     from starlette.requests import Request
 
     from ray_jobs.cluster import connected
-    from serve_app.inference.engine import Engine
+    from serve_app.engine_process import EngineProcess
     from serve_app.lanes import Lanes
 
     cores = len(os.sched_getaffinity(0))
@@ -128,7 +129,8 @@ def serve_batch(folder: Path, port: int) -> None:
     @serve.deployment(ray_actor_options={"num_cpus": cores}, max_ongoing_requests=200)
     class Classifier:
         def __init__(self) -> None:
-            self._engine, self._lanes = Engine.load(folder), Lanes(cores)
+            engines = EngineProcess()
+            self._engine, self._lanes = engines.load(folder, "auto", "cpu"), Lanes(cores, engines.prepare)
             self._lanes.warm_up(self._engine.warm_up)
 
         @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=_BATCH_WAIT_S, max_concurrent_batches=cores)

@@ -39,6 +39,7 @@ def state(service: Service, replicas: int) -> State:
     """As it is now."""
     found = processes("ServeReplica:trialgate:classifier")
     assert len(found) == replicas
+    found += [engines for replica in found for engines in replica.children()]
     memory = [process.memory_full_info() for process in found]
     files = [path for path in Path(service.settings.serving.cache_dir or "").rglob("*") if path.is_file()]
     return State(

@@ -60,6 +60,24 @@ def test_a_killed_replica_fails_at_most_what_it_had_in_work(service: Service, ha
     assert [failure for failure in hammer.failures if "Error" not in failure and not failure.startswith("5")] == []
 
 
+def test_a_replica_whose_engines_are_killed_ends_and_is_replaced(service: Service, hammer: Hammer):
+    replicas = processes("ServeReplica:trialgate:classifier")
+    (engines,) = replicas[0].children()
+    assert "serve_app.engine_worker" in " ".join(engines.cmdline())
+    engines.kill()
+    wait_until(
+        lambda: (
+            replicas[0] not in (now := processes("ServeReplica:trialgate:classifier"))
+            and len(now) == 2
+            and is_whole(service)
+        ),
+        RECOVERED_S,
+    )
+    hammer.wait_for_more()
+    assert len(hammer.failures) <= IN_FLIGHT
+    assert [failure for failure in hammer.failures if "Error" not in failure and not failure.startswith("503")] == []
+
+
 def test_without_its_controller_the_service_goes_on(service: Service, hammer: Hammer):
     (controller,) = processes("ServeController")
     controller.kill()

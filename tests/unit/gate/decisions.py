@@ -11,7 +11,7 @@ from configs.schema import GateConfig
 from gate.behaviour import BehaviourReport, Failure, SuiteReport, TestReport
 from gate.comparison import compare
 from gate.decision import Decision
-from gate.evaluation import Score, ScoreKey, Speed, evaluate
+from gate.evaluation import SCORING_VERSION, Score, ScoreKey, Speed, evaluate
 from gate.policy import Evidence, judge_evidence, scored_fact
 from gate.rule import NOT_ROLLED_BACK, Check
 from serve_app.inference.metrics import F1Definition
@@ -34,8 +34,10 @@ def _score(
     truth: np.ndarray, found: np.ndarray, labels: Sequence[str], slices: dict[str, np.ndarray], who: str
 ) -> Score:
     definition = F1Definition("binary", labels[-1]) if len(labels) == 2 else F1Definition("macro")
-    key = ScoreKey(test_digest="05e581dd" * 8, weights_digest=who * 32, scoring_version="5", precision="fp32",
-                   device_type="cpu", f1_definition=definition.key)  # fmt: skip
+    key = ScoreKey(
+        test_digest="05e581dd" * 8, weights_digest=who * 32, scoring_version=SCORING_VERSION, precision="fp32",
+        device_type="cpu", f1_definition=definition.key,
+    )  # fmt: skip
     return evaluate(truth, found, label_names=list(labels), definition=definition, slices=slices, key=key,
                     temperature=1.21, texts_per_second=412.0)  # fmt: skip
 

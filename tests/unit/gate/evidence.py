@@ -6,7 +6,7 @@ import numpy as np
 
 from gate.behaviour import BehaviourReport
 from gate.comparison import compare
-from gate.evaluation import Score, ScoreKey, Speed, evaluate
+from gate.evaluation import SCORING_VERSION, Score, ScoreKey, Speed, evaluate
 from gate.policy import Evidence, scored_fact
 from gate.rule import NOT_ROLLED_BACK, Check
 from serve_app.inference.metrics import F1Definition
@@ -23,7 +23,7 @@ def probabilities_of(right: np.ndarray, labels: np.ndarray, confidence: float = 
 
 def score_of(labels: np.ndarray, probabilities: np.ndarray, weights: str = "a", **slices: np.ndarray) -> Score:
     """The evaluation record of ``probabilities``."""
-    key = ScoreKey(test_digest="t", weights_digest=weights, scoring_version="5", precision="fp32",
+    key = ScoreKey(test_digest="t", weights_digest=weights, scoring_version=SCORING_VERSION, precision="fp32",
                    device_type="cpu", f1_definition=POSITIVE.key)  # fmt: skip
     return evaluate(
         labels, probabilities, label_names=NAMES, definition=POSITIVE, slices=slices, key=key, temperature=1.0,

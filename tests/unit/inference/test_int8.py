@@ -12,9 +12,10 @@ from configs.exit_codes import UsageError
 from configs.schema import ServingConfig, Settings
 from serve_app.inference import engine as engine_module
 from serve_app.inference.engine import SAMPLE_TOLERANCE, Engine
+from serve_app.inference.folder import SAMPLE_FILE, WEIGHTS_FILE, ModelFolderError
 from serve_app.inference.int8 import Int8Linear, has_int8, quantize
 from serve_app.inference.packing import pack
-from serve_app.inference.saved_model import SAMPLE_FILE, WEIGHTS_FILE, ModelFolderError, read_model, read_sample
+from serve_app.inference.saved_model import read_model, read_sample
 from tests.tiny import write_tiny_model
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="int8: this processor has no AVX512-VNNI")
@@ -110,7 +111,7 @@ def _write_sample_logits(folder: Path) -> None:
 
 @needs_int8
 def test_what_is_not_in_the_blocks_is_shared(folder: Path) -> None:
-    exact = Engine.load(folder, precision="fp32")._exact
+    exact = Engine.load(folder, precision="fp32")._model
     quantized = quantize(exact)  # type: ignore[arg-type]
     assert quantized.token_embeddings is exact.token_embeddings
     assert not any(parameter.is_meta for parameter in quantized.parameters())

@@ -14,14 +14,15 @@ from torch.nn import functional
 
 from serve_app.inference.engine import Engine
 from serve_app.inference.families import new_network
+from serve_app.inference.folder import ModelFolderError
 from serve_app.inference.networks import (
     AveragingNetwork,
     ConvolutionalNetwork,
     RecurrentNetwork,
     SmallNetwork,
 )
-from serve_app.inference.packing import TokenizedTexts, pack
-from serve_app.inference.saved_model import ModelFolderError
+from serve_app.inference.packing import pack
+from serve_app.inference.token_ids import TokenizedTexts
 from tests.tiny import tokens_of, write_tiny_model
 
 VOCABULARY = 300

@@ -10,7 +10,8 @@ import transformers
 from serve_app.inference.attention import plan_attention, takes_whole_row
 from serve_app.inference.distilbert import PackedDistilBert, row_filler
 from serve_app.inference.families import new_distilbert
-from serve_app.inference.packing import TokenizedTexts, pack, plan_batches
+from serve_app.inference.packing import pack, plan_batches
+from serve_app.inference.token_ids import TokenizedTexts
 from tests.tiny import tokens_of
 
 LENGTHS = [1, 2, 3, 5, 8, 8, 13, 31, 40, 44, 64, 95, 97, 128, 200, 255, 256, 384, 511, 512]

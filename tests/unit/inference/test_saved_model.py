@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from serve_app.inference.engine import Engine, choose_precision
-from serve_app.inference.saved_model import ModelFolderError, read_info, weights_digest
+from serve_app.inference.folder import ModelFolderError
+from serve_app.inference.saved_model import read_info, weights_digest
 from tests.broken import description
 from tests.tiny import write_tiny_model
 

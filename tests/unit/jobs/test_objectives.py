@@ -12,7 +12,7 @@ from configs.search import SearchConfig
 from ray_jobs.objectives import choose, front, gate_first, model_cost, table
 from ray_jobs.tracking import TrialRecord
 from ray_jobs.training import LabelledTokens
-from serve_app.inference.packing import TokenizedTexts
+from serve_app.inference.token_ids import TokenizedTexts
 
 
 def search_of(**changes: Any) -> SearchConfig:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import shutil
+import signal
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +18,7 @@ import pytest
 from configs.schema import Settings
 from serve_app.answers import Answer, Explanation, Refusal
 from serve_app.classifier import Classifier
+from serve_app.engine_process import EngineProcess
 from serve_app.errors import ErrorCode
 from serve_app.model_source import ModelVersion
 from serve_app.schemas import Replica
@@ -55,7 +58,7 @@ Start = Callable[..., Awaitable[Classifier]]
 
 
 @pytest.fixture
-async def start(alias: FolderAlias, tmp_path: Path) -> AsyncIterator[Start]:
+async def start(alias: FolderAlias, tmp_path: Path, engines: EngineProcess) -> AsyncIterator[Start]:
     started: list[Classifier] = []
 
     async def start_classifier(**serving: Any) -> Classifier:
@@ -65,7 +68,7 @@ async def start(alias: FolderAlias, tmp_path: Path) -> AsyncIterator[Start]:
                 "serving": {"cache_dir": str(tmp_path), "poll_interval_s": 0.02, **serving},
             }
         )
-        classifier = Classifier(settings, "r1", alias=alias)
+        classifier = Classifier(settings, "r1", alias=alias, engines=engines)
         started.append(classifier)
         await classifier.start()
         return classifier
@@ -288,6 +291,27 @@ async def test_forward_pass_that_hangs_is_unhealthy(start, alias, monkeypatch):
         classifier.check_health()
     gate.go.set()
     await waiting
+
+
+async def test_without_its_engines_it_is_broken_and_asks_to_try_elsewhere(alias, tmp_path):
+    alias.current = "1"
+    broken = threading.Event()
+    settings = Settings.model_validate(
+        {
+            "tracking": {"uri": "sqlite:////nowhere", "model_name": "model"},
+            "serving": {"cache_dir": str(tmp_path), "poll_interval_s": 0.02},
+        }
+    )
+    classifier = Classifier(settings, "r1", alias=alias, on_broken=broken.set)
+    await classifier.start()
+    assert isinstance(await classifier.classify(["good"], True), Answer)
+    os.kill(classifier._engines.pid, signal.SIGKILL)
+    assert await asyncio.to_thread(broken.wait, 20)
+    for refusal in (await classifier.classify(["good"], True), await classifier.explain("good", True, None)):
+        assert refusal == Refusal(ErrorCode.NOT_READY)
+    with pytest.raises(RuntimeError, match="process has ended"):
+        classifier.check_health()
+    await classifier.close()
 
 
 async def test_explanations_go_beside_predictions(start, alias):

@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from configs.schema import ServingConfig
 from serve_app.answers import Explanation, Refusal
+from serve_app.engine_process import EngineProcess, RemoteEngine
 from serve_app.errors import ErrorCode
 from serve_app.explaining import Explaining
 from serve_app.follower import Loaded
-from serve_app.inference.engine import Engine
 from serve_app.metrics import ClassifierMetrics, render, snapshot
 from serve_app.model_source import ModelVersion
 from tests.tiny import write_tiny_model
@@ -25,20 +26,20 @@ LONG = "good " + "movie " * 100
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def loaded(tmp_path_factory: pytest.TempPathFactory, engines: EngineProcess) -> Loaded:
     folder = write_tiny_model(tmp_path_factory.mktemp("models") / "model", rule=True)
-    return Loaded(Engine.load(folder), ModelVersion("model", "7", "source"), 0.0)
+    return Loaded(engines.load(folder, "auto", "cpu"), ModelVersion("model", "7", "source"), 0.0)
 
 
 Make = Callable[..., Explaining]
 
 
 @pytest.fixture
-async def make() -> AsyncIterator[Make]:
+async def make(engines: EngineProcess) -> AsyncIterator[Make]:
     made = []
 
     def explaining(**serving: Any) -> Explaining:
-        made.append(Explaining(ServingConfig.model_validate(serving), ClassifierMetrics()))
+        made.append(Explaining(ServingConfig.model_validate(serving), ClassifierMetrics(), engines))
         return made[-1]
 
     yield explaining
@@ -50,23 +51,21 @@ class Held:
     """Holds every explanation at its first batch, until ``go``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from serve_app.inference import explanation
-
         self.entered, self.go, self.ended = threading.Semaphore(0), threading.Event(), threading.Semaphore(0)
         self.computed = 0
-        explain = explanation.Explainer.explain
+        explain = RemoteEngine.explain
 
-        def held(explainer: Any, tokens: Any, label: int, steps: int, go_on: Callable[[], None]) -> Any:
+        def held(engine: Any, tokens: Any, label: int, steps: int, go_on: Callable[[], None]) -> Any:
             self.entered.release()
             try:
                 assert self.go.wait(timeout=20)
-                found = explain(explainer, tokens, label, steps, go_on)
+                found = explain(engine, tokens, label, steps, go_on)
                 self.computed += 1
                 return found
             finally:
                 self.ended.release()
 
-        monkeypatch.setattr(explanation.Explainer, "explain", held)
+        monkeypatch.setattr(RemoteEngine, "explain", held)
 
     async def has(self, event: threading.Semaphore) -> None:
         assert await asyncio.to_thread(event.acquire, timeout=20)
@@ -77,6 +76,11 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     held = Held(monkeypatch)
     yield held
     held.go.set()
+
+
+def predicted(loaded: Loaded, text: str) -> np.ndarray:
+    (probabilities,) = loaded.engine.forward([loaded.engine.tokenize([text]).tokens[0]])
+    return probabilities
 
 
 def text_of(explaining: Explaining) -> str:
@@ -93,7 +97,7 @@ async def test_the_word_that_decides_is_named(make, loaded):
     assert text[start:end] == "good"
     assert strongest > 3
     assert len(answer.words) == 4
-    assert answer.probabilities == pytest.approx(loaded.engine.predict([text])[0].tolist(), abs=1e-6)
+    assert answer.probabilities == pytest.approx(predicted(loaded, text).tolist(), abs=1e-6)
     assert not answer.truncated
     assert "[PAD]" in answer.baseline
     assert set(answer.phases) == {"tokenize", "queue", "explain"}
@@ -172,28 +176,27 @@ async def test_a_deadline_that_passes_on_the_way(make, loaded):
 
 
 async def test_gradients_that_are_not_finite_are_an_error(make, loaded, monkeypatch):
-    monkeypatch.setattr(loaded.engine, "forward", lambda rows: loaded.engine.predict(["good"]) * float("nan"))
+    monkeypatch.setattr(loaded.engine, "forward", lambda rows: np.full((1, 2), np.nan))
     assert await make().explain(loaded, "good", True, None) == Refusal(ErrorCode.INTERNAL)
 
 
-async def test_its_thread_steps_back(make, loaded):
-    import torch
-
-    explaining, loop = make(), asyncio.get_running_loop()
-    await explaining.explain(loaded, "good", True, None)
-
-    def seen() -> tuple[int, int]:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), torch.get_num_threads()
-
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    assert await loop.run_in_executor(explaining._thread, seen) == (19, 1)
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+async def test_its_thread_in_the_engines_process_steps_back(make, loaded, engines):
+    before = priorities(engines)
+    await make().explain(loaded, "good", True, None)
+    (added,) = (nice for thread, nice in priorities(engines).items() if thread not in before)
+    assert added == 19
+    assert priorities(engines)[engines.pid] == before[engines.pid] < 19
 
 
-async def test_the_models_of_every_family_are_explained(make, tmp_path: Path):
+def priorities(engines: EngineProcess) -> dict[int, int]:
+    threads = [int(path.name) for path in Path(f"/proc/{engines.pid}/task").iterdir()]
+    return {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+
+
+async def test_the_models_of_every_family_are_explained(make, engines, tmp_path: Path):
     explaining = make(explain_steps=4)
     for family in ("distilbert", "avgnet", "cnet", "rnn"):
-        engine = Engine.load(write_tiny_model(tmp_path / family, family=family))
+        engine = engines.load(write_tiny_model(tmp_path / family, family=family), "auto", "cpu")
         answer = await explaining.explain(
             Loaded(engine, ModelVersion("model", "1", "s"), 0.0), "a good plot", True, None
         )

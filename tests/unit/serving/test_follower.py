@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from serve_app.follower import TRIES, Follower, Loaded
-from serve_app.inference.saved_model import ModelFolderError
+from serve_app.inference.folder import ModelFolderError
 from serve_app.mlflow_client import TrackingUnavailable
 from serve_app.model_source import ModelCache, ModelVersion
 

@@ -12,6 +12,7 @@ import pytest
     ("module", "without"),
     [
         ("serve_app.app", "torch"),  # what builds the application on a cluster
+        ("serve_app.classifier", "torch"),  # it is in the engine's process
         ("serve_app.gateway", "torch"),
         ("serve_app.gateway", "mlflow"),
         ("serve_app.api", "ray"),

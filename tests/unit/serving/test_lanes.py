@@ -6,14 +6,24 @@ import asyncio
 import threading
 
 import pytest
-import torch
 
 from serve_app.lanes import Lanes
+
+_own = threading.local()
+
+
+def prepare(cores: int) -> None:
+    _own.cores = cores
+
+
+def cores_here() -> int:
+    cores: int = _own.cores
+    return cores
 
 
 @pytest.fixture
 def lanes():
-    lanes = Lanes(2)
+    lanes = Lanes(2, prepare)
     yield lanes
     lanes.close()
 
@@ -24,7 +34,7 @@ async def test_a_pass_alone_has_all_cores_and_others_one(lanes):
     def forward() -> int:
         entered.release()
         assert go.wait(timeout=20)
-        return torch.get_num_threads()
+        return cores_here()
 
     alone = asyncio.create_task(lanes.run(forward, 10, alone=True))
     assert await asyncio.to_thread(entered.acquire, timeout=20)
@@ -34,7 +44,7 @@ async def test_a_pass_alone_has_all_cores_and_others_one(lanes):
     go.set()
     assert await alone == 2
     assert await beside == 1
-    assert await lanes.run(torch.get_num_threads, 10, alone=False) == 1
+    assert await lanes.run(cores_here, 10, alone=False) == 1
     assert lanes.running_s == 0
 
 
@@ -49,9 +59,9 @@ async def test_time_is_estimated_from_the_passes_that_others_waited_for(lanes):
 
 
 async def test_a_shared_device_has_one_lane():
-    lanes = Lanes(4, shared=True)
+    lanes = Lanes(4, prepare, shared=True)
     assert lanes.count == 1
-    assert await lanes.run(torch.get_num_threads, 1, alone=False) == 4
+    assert await lanes.run(cores_here, 1, alone=False) == 4
     lanes.close()
 
 
@@ -67,5 +77,5 @@ async def test_an_error_is_the_callers_and_the_lane_goes_on(lanes):
 
 def test_warming_up_uses_every_kind_of_thread(lanes):
     seen = []
-    lanes.warm_up(lambda: seen.append(torch.get_num_threads()))
+    lanes.warm_up(lambda: seen.append(cores_here()))
     assert sorted(seen) == [1, 2]

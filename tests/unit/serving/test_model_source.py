@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.inference.saved_model import ModelFolderError
+from serve_app.inference.folder import ModelFolderError
 from serve_app.model_source import Copy, ModelCache, ModelVersion, find_model_folder
 
 

@@ -13,7 +13,7 @@ from ray_jobs.training import EpochReport, LabelledTokens, Trainer, seed_everyth
 from serve_app.inference.families import new_network
 from serve_app.inference.metrics import F1Definition
 from serve_app.inference.networks import SmallNetwork
-from serve_app.inference.packing import TokenizedTexts
+from serve_app.inference.token_ids import TokenizedTexts
 from tests.tiny import tokens_of
 
 SIZES: dict[str, dict[str, Any]] = {
