@@ -6,6 +6,7 @@ python -m serve_app.engine_worker FILE_DESCRIPTOR_OF_THE_CONTROL_SOCKET
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import logging
@@ -57,6 +58,7 @@ class Worker:
         """The values of ``EngineFacts``."""
         engine, number = Engine.load(folder, precision=precision, device=device), next(self._numbers)
         self._engines[number] = engine
+        _give_memory_back()
         return (
             number, engine.labels, engine.max_length, engine.precision, engine.precision_reason, engine.device_type,
             engine.weights_digest,
@@ -108,6 +110,12 @@ def use_threads(threads: int) -> None:
     """Gives the calling thread so many intra-op threads."""
     torch.get_num_threads()  # a thread takes over the process's number the first time it is looked at, and only then
     torch.set_num_threads(threads)
+
+
+def _give_memory_back() -> None:
+    """Returns what loading has left over, which glibc would keep: 100 MB for DistilBERT-base, read in fp32."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> None:
