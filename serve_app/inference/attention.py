@@ -133,11 +133,27 @@ def packed_attention(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def joined_attention(rows: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+    """What ``packed_attention`` gives for ``rows``, [tokens, 3, heads, width], which hold query, key and value of each
+    token side by side: one copy brings all three to their places. On a processor, without gradients.
+    """
+    tokens = [group.stop - group.start for group in plan.groups]
+    filler = len(rows) - sum(tokens)
+    parts = []
+    for group, row in zip(plan.groups, rows.split([*tokens, filler]), strict=False):
+        query, key, value = _in_places(row, group).permute(2, 0, 3, 1, 4)
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=group.mask)
+        parts.append(_in_row(out, group))
+    if filler:
+        parts.append(rows.new_zeros(filler, *rows.shape[2:]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _attend(
     group: TextGroup, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float
 ) -> torch.Tensor:
     """One group's attention, [tokens of the group, heads, head width], or as many as ``query`` has."""
-    heads, every_token = query.shape[1:], len(query) == len(key)
+    every_token = len(query) == len(key)
     query = _spread(query, group) if every_token else query.unsqueeze(2)
     key, value = _spread(key, group), _spread(value, group)
     if query.requires_grad and not query.is_cuda:
@@ -146,15 +162,25 @@ def _attend(
         out = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=group.mask, dropout_p=dropout, scale=scaling
         )
-    flat = out.transpose(1, 2).reshape(-1, *heads)
-    return flat.index_select(0, group.real) if every_token and group.real is not None else flat
+    return _in_row(out, group) if every_token else out.squeeze(2)
 
 
 def _spread(row: torch.Tensor, group: TextGroup) -> torch.Tensor:
     """[texts, heads, longest, head width] of a group's tokens [tokens, heads, head width]; zeros behind short texts."""
+    return _in_places(row, group).transpose(1, 2)
+
+
+def _in_places(row: torch.Tensor, group: TextGroup) -> torch.Tensor:
+    """[texts, longest, ...] of a group's tokens [tokens, ...]; zeros behind short texts."""
     if group.real is not None:
         row = row.new_zeros(group.texts * group.longest, *row.shape[1:]).index_copy(0, group.real, row)
-    return row.reshape(group.texts, group.longest, *row.shape[1:]).transpose(1, 2)
+    return row.reshape(group.texts, group.longest, *row.shape[1:])
+
+
+def _in_row(out: torch.Tensor, group: TextGroup) -> torch.Tensor:
+    """[tokens, heads, head width] of a group's [texts, heads, longest, head width]: undoes ``_spread``."""
+    flat = out.transpose(1, 2).reshape(-1, out.shape[1], out.shape[3])
+    return flat if group.real is None else flat.index_select(0, group.real)
 
 
 def _attend_for_training(

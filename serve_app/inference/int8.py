@@ -30,7 +30,7 @@ def quantize(model: PackedDistilBert) -> PackedDistilBert:
 
     It shares all other layers with ``model``.
     """
-    return rebuilt(model, lambda exact: JoinedAttention(exact, Int8Linear), Int8FeedForward)
+    return rebuilt(model, lambda exact, last: JoinedAttention(exact, Int8Linear, last=last), Int8FeedForward)
 
 
 class Int8Linear(nn.Module):

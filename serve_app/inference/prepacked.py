@@ -24,18 +24,20 @@ def has_prepacked() -> bool:
 
 def prepack(model: PackedDistilBert) -> PackedDistilBert:
     """A model like ``model``, in bf16 on a processor; it shares all but the blocks' linear layers with ``model``."""
-    return rebuilt(model, lambda exact: JoinedAttention(exact, PrepackedLinear), PrepackedFeedForward)
+    return rebuilt(model, lambda exact, last: JoinedAttention(exact, PrepackedLinear, last=last), PrepackedFeedForward)
 
 
 def unpack(model: PackedDistilBert) -> PackedDistilBert:
     """From what ``prepack`` gave, a model with plain weights again, bit for bit: gradients need them."""
 
-    def attention(joined: Any) -> Attention:
+    def attention(joined: Any, last: bool) -> Attention:
         with torch.device("meta"):
             plain = Attention(model.config)
-        (plain.q_lin,), (plain.k_lin, plain.v_lin), (plain.out_lin,) = (
-            layer.split(count) for layer, count in ((joined.query, 1), (joined.key_value, 2), (joined.out, 1))
+        counts = (1, 2) if last else (3,)
+        plain.q_lin, plain.k_lin, plain.v_lin = (
+            linear for product, count in zip(joined.products, counts, strict=True) for linear in product.split(count)
         )
+        (plain.out_lin,) = joined.out.split(1)
         return plain
 
     def feed_forward(packed: Any) -> FeedForward:
