@@ -109,7 +109,7 @@ class Classifier:
         await asyncio.wrap_future(self._follower.first_look)
 
     async def close(self) -> None:
-        """Stops. What is being computed is finished; everything new is refused as draining."""
+        """Stops. Predictions in work are finished, explanations are not; everything new is refused as draining."""
         self._closing = True
         self._follower.stop()
         if self._served is not None:
@@ -254,6 +254,7 @@ class Classifier:
 
     def _load(self, folder: Path) -> RemoteEngine:
         device = "cuda" if self._serving.gpus_per_replica > 0 else "cpu"
+        # With one thread, which is the rest of what a replica needs its cores for while it serves another version.
         return self._engines.load(folder, self._serving.precision, device)
 
     def _hand_over(self, loaded: Loaded) -> None:

@@ -6,7 +6,7 @@ can bear, a replica answered a third of what it answers now. So the replica's pr
 ids; models, and PyTorch with all its memory, are in a child, ``engine_worker``.
 
 Every thread that computes here has a channel of its own to a thread of the child, which blocks on it, so a pass costs
-one write and one read. The child ends with the replica, however that ends: it sees the end of its control socket.
+one message each way. The child ends with the replica, however that ends: it sees the end of its control socket.
 Pickle goes over these sockets, which nobody but the two processes has.
 """
 
@@ -33,13 +33,14 @@ from serve_app.inference.folder import ModelFolderError
 from serve_app.inference.tokenizing import LocatedTokens, TextTokenizer, Tokenized, locate, read_tokenizer, tokenize
 
 GO_ON = "go on?"  # the child asks this between the batches of an explanation
-# Errors that mean something here come over as themselves; anything else is an EngineError that names it.
+# Errors that mean something here come over as the first of these that they are, with their message; anything else is an
+# EngineError that names it.
 KNOWN_ERRORS = (ModelFolderError, UsageError, FileNotFoundError, OSError, MemoryError, ArithmeticError)
 _END_S = 5.0
 
 
 class EngineError(RuntimeError):
-    """Something failed in the engine's process; its own log has the traceback."""
+    """Something failed in the engine's process; a note has the traceback there."""
 
 
 class EngineGone(ConnectionError):
@@ -68,7 +69,7 @@ class EngineProcess:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "serve_app.engine_worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "serve_app.engine_worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self._own = threading.local()
@@ -104,8 +105,8 @@ class EngineProcess:
         """What the child's method gives. Where it asks whether to go on, ``go_on`` is called, and what that raises is
         raised here once the child has given up. Raises EngineGone, EngineError, and KNOWN_ERRORS of the child."""
         stopped: Exception | None = None
+        channel = self._channel()
         try:
-            channel = self._channel()
             channel.send((name, arguments))
             while (reply := channel.recv()) == GO_ON:
                 try:
@@ -113,16 +114,24 @@ class EngineProcess:
                 except Exception as error:  # noqa: BLE001 - the caller's own, raised below
                     stopped = error
                 channel.send(stopped is None)
-        except (EOFError, OSError) as error:
-            self._own.channel = None
-            raise EngineGone("the engine's process has ended") from error
+        except BaseException as error:
+            self._own.channel = None  # with an answer on its way, it would be taken for that to the next question
+            channel.close()
+            if isinstance(error, EOFError | OSError):
+                raise self._gone() from error
+            raise
         if stopped is not None:
-            raise stopped
-        value, kind, message = reply
+            try:
+                raise stopped
+            finally:
+                del stopped  # its traceback holds this frame, and with it the engine, until Python looks for circles
+        value, kind, message, trace = reply
         if kind is None:
             return value
         known = {error.__name__: error for error in KNOWN_ERRORS}.get(kind)
-        raise EngineError(f"{kind}: {message}") if known is None else known(message)
+        failure = EngineError(f"{kind}: {message}") if known is None else known(message)
+        failure.add_note(trace)
+        raise failure
 
     def forget(self, number: int) -> None:
         """Lets the child drop an engine. Takes no lock: it is called when Python drops a RemoteEngine, at any time."""
@@ -148,11 +157,18 @@ class EngineProcess:
         if self._own.channel is None:
             ours, theirs = socket.socketpair()
             self._own.channel = Connection(ours.detach())
+            order = json.dumps({"serve": self._own.wanted}).encode()
             with theirs:
-                order = json.dumps({"serve": self._own.wanted}).encode()
-                socket.send_fds(self._control, [order], [theirs.fileno()])
+                try:
+                    socket.send_fds(self._control, [order], [theirs.fileno()])
+                except OSError as error:
+                    self._own.channel = None
+                    raise self._gone() from error
         channel: Connection[Any, Any] = self._own.channel
         return channel
+
+    def _gone(self) -> EngineGone:
+        return EngineGone(f"the engine's process {'has ended' if self.ended else 'closed a channel, see its log'}")
 
     def _watch(self) -> None:
         self._child.wait()

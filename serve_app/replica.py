@@ -77,12 +77,13 @@ class ClassifierReplica:
 
 
 def _end() -> None:
-    """Ends this process, which cannot compute any more: Serve starts another one at once, and its proxy sends elsewhere
-    what this one did not answer. Told by the health check, it would do so half a minute later."""
-    logger.error("the engine's process has ended, and this replica with it")
-    flush_access_log()
-    logging.shutdown()
-    os._exit(1)
+    """Ends this process, which cannot compute any more: Serve starts another one at once. Told by the health check, it
+    would do so half a minute later."""
+    try:
+        logger.error("the engine's process has ended, and this replica with it")
+        flush_access_log()
+    finally:
+        os._exit(1)
 
 
 class ServiceReplica(ClassifierReplica):

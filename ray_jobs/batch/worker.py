@@ -20,6 +20,7 @@ from ray_jobs.batch.rows import Rejection, rejected_lines, texts_of, too_long
 from ray_jobs.command import StorageUnavailable
 from ray_jobs.data.files import redacted
 from serve_app.console import describe, exit_code_of
+from serve_app.inference.folder import ModelFolderError
 from serve_app.model_source import ModelCache, ModelVersion, RegistryAlias, load_verified
 
 if TYPE_CHECKING:
@@ -142,9 +143,6 @@ class Scorer:
         )
 
     def _load(self) -> Engine:
-        # Here, so that the job's driver does not have to load torch.
-        from serve_app.inference.folder import ModelFolderError
-
         settings, version = self._work.settings, self._work.version
         registry = RegistryAlias(settings.tracking, self._work.alias)
         cache = ModelCache(Path(settings.serving.cache_dir or ""), settings.tracking.uri or "", _CACHED_FOR)

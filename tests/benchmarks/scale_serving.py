@@ -30,10 +30,13 @@ KINDS = {
     "controller": "ServeController",
     "board": "ServeReplica:trialgate:board",
     "replicas": "ServeReplica:trialgate:classifier",
+    "their models": "serve_app.engine_worker",
     "HAProxy and its manager": "roxy",
     "GCS": "gcs_server",
     "raylet": "raylet/raylet",
 }
+
+_OF_A_REPLICA = ("replicas", "their models")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def measure(replicas: int, idle_s: float, moves: int) -> Cost:
         _service(Path(home), replicas) as service,
     ):
         start_s = time.monotonic() - began
-        start_cpu_s = seconds()["replicas"] / replicas
+        start_cpu_s = sum(seconds()[kind] for kind in _OF_A_REPLICA) / replicas
         idle = _over(idle_s)
         versions = [service.registry.register(), service.first_version]
         before, moved_at, took = seconds(), time.monotonic(), []
@@ -75,8 +78,9 @@ def measure(replicas: int, idle_s: float, moves: int) -> Cost:
             service.registry.promote(versions[number % 2])
             took.append(service.wait_for_version(versions[number % 2], replicas, _LIMIT_S))
         moving = _rates(before, time.monotonic() - moved_at)
-        memory = [process.memory_full_info() for process in processes(KINDS["replicas"])]
-        assert len(memory) == replicas
+        found = [process for kind in _OF_A_REPLICA for process in processes(KINDS[kind])]
+        assert len(found) == len(_OF_A_REPLICA) * replicas
+        memory = [process.memory_full_info() for process in found]
         (controller,), (board,) = processes(KINDS["controller"]), processes(KINDS["board"])
         return Cost(
             replicas=replicas,

@@ -44,6 +44,14 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def is_forgotten(engines: EngineProcess, number: int) -> bool:
+    try:
+        until(lambda: engines.call("warm_up", number) is not None)
+    except EngineError as error:
+        return "KeyError" in str(error)
+    return False
+
+
 def test_it_is_the_engine(engines, folder):
     there, here = engines.load(folder, "auto", "cpu"), Engine.load(folder, precision="auto", device="cpu")
     tokens = there.tokenize(TEXTS).tokens
@@ -57,8 +65,9 @@ def test_it_is_the_engine(engines, folder):
 def test_what_is_wrong_with_a_model_comes_over(engines, folder, tmp_path):
     with pytest.raises(ModelFolderError, match="is not a folder"):
         engines.load(tmp_path / "nothing", "auto", "cpu")
-    with pytest.raises(EngineError, match="KeyError: 12345"):
+    with pytest.raises(EngineError, match="KeyError: 12345") as failed:
         engines.call("forward", 12345, np.zeros(1, np.int32), np.ones(1, np.int64))
+    assert "engine_worker.py" in failed.value.__notes__[0]  # where it happened
     with pytest.raises(EngineError, match="AttributeError"):
         engines.call("no such method")
     assert len(engines.load(folder, "fp32", "cpu").labels) == 2  # and it goes on
@@ -74,11 +83,29 @@ def test_an_explanation_is_given_up_between_its_batches(engines, folder):
             raise Enough
 
     engine, asked = engines.load(folder, "auto", "cpu"), []
-    located = engine.locate("good " * 80)
-    with pytest.raises(Enough):
-        engine.explain(located, 1, 64, go_on)
-    assert len(asked) == 2
-    assert engine.explain(located, 1, 4, lambda: None).words  # the channel is not out of step
+    located, number = engine.locate("good " * 80), engine._number
+    gc.disable()
+    try:
+        with pytest.raises(Enough):
+            engine.explain(located, 1, 64, go_on)
+        assert len(asked) == 2
+        assert engine.explain(located, 1, 4, lambda: None).words  # the channel is not out of step
+        del engine
+        assert is_forgotten(engines, number)  # no traceback holds it
+    finally:
+        gc.enable()
+
+
+def test_after_an_interruption_no_answer_is_taken_for_another(engines, folder):
+    def go_on() -> None:
+        raise KeyboardInterrupt
+
+    engine = engines.load(folder, "auto", "cpu")
+    rows = list(engine.tokenize(TEXTS).tokens)
+    expected = engine.forward(rows)
+    with pytest.raises(KeyboardInterrupt):
+        engine.explain(engine.locate("good"), 1, 4, go_on)
+    assert np.array_equal(engine.forward(rows), expected)
 
 
 def test_an_engine_that_nobody_holds_leaves_the_memory_there(engines, folder):
@@ -88,8 +115,7 @@ def test_an_engine_that_nobody_holds_leaves_the_memory_there(engines, folder):
     gc.disable()
     try:
         del engine
-        with pytest.raises(EngineError, match="KeyError"):
-            until(lambda: engines.call("warm_up", number) is not None)
+        assert is_forgotten(engines, number)
     finally:
         gc.enable()
 
@@ -116,19 +142,27 @@ def test_closing_is_no_failure(own, folder):
     assert own.ended
     with pytest.raises(EngineGone):
         own.call("warm_up", 1)
+    for thread in threading.enumerate():
+        if thread.name == "engine-process" and thread._target == own._watch:  # type: ignore[attr-defined]
+            thread.join(timeout=20)
     assert told == []
 
 
 def test_it_ends_with_the_process_that_started_it_however_that_ends(folder):
     script = "import sys, time; from serve_app.engine_process import EngineProcess\n"
     script += f"engine = (process := EngineProcess()).load({str(folder)!r}, 'auto', 'cpu')\n"
-    script += "print(process.pid, 'torch' in sys.modules, flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+    script += "while True: engine.warm_up(); print(process.pid, 'torch' in sys.modules, flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True) as parent:
         assert parent.stdout is not None
+        assert parent.stdin is not None
         child, loaded_torch = parent.stdout.readline().split()
         assert loaded_torch == "False"  # hundreds of megabytes, which are the child's
-        os.kill(int(child), signal.SIGINT)  # of the terminal: for the parent to deal with
-        assert psutil.pid_exists(int(child))
+        for number in (signal.SIGINT, signal.SIGTERM):  # to the whole group: for the parent to deal with
+            os.kill(int(child), number)
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline().split() == [child, "False"]  # it computes
         parent.kill()
     until(lambda: not psutil.pid_exists(int(child)))
 
