@@ -106,6 +106,10 @@ class Host:
         """From now on nobody can log in."""
         self.run("bash", "-c", "kill $(cat /tmp/ssh/pid)")
 
+    def start_sshd(self) -> None:
+        """Lets people log in again."""
+        self.run("/usr/sbin/sshd", "-f", "/tmp/ssh/config", "-E", "/tmp/ssh/log")
+
     def close(self) -> None:
         """Ends all that runs on it, and it."""
         self._namespace.close()

@@ -301,9 +301,11 @@ def empty_permissions(postgresql: PostgreSQL, database: str) -> None:
     postgresql.execute(database, "DELETE FROM role_permissions WHERE resource_pattern <> '*'")
 
 
-def wait_until(true: Callable[[], bool], limit_s: float, shown: Callable[[], Any] = lambda: "") -> None:
+def wait_until(
+    true: Callable[[], bool], limit_s: float, shown: Callable[[], Any] = lambda: "", *, every_s: float = 0.05
+) -> None:
     """Waits for ``true()``; fails after ``limit_s`` with ``shown()`` in the message."""
     deadline = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < deadline, f"not within {limit_s} s: {shown()}"
-        time.sleep(0.05)
+        time.sleep(every_s)

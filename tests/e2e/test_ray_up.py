@@ -1,6 +1,7 @@
 """`ray up` of configs/cluster-local.yaml on three hosts, a search, the gate and the service on them, and `ray down`.
 
-The hosts are namespaces of this machine, which is the user's own: see tests/hosts.py. Commands are docs/cluster.md's.
+The hosts are namespaces of this machine, which is the user's own: see tests/hosts.py. Commands are docs/cluster.md's;
+the blocks that ``User.block`` finds there are run as they stand.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -44,11 +47,12 @@ class User:
 
     config: Path
     environment: dict[str, str]
+    instead: dict[str, str]  # of what the document writes
 
     def run(self, *command: str, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
         """``ray ...``, ``serve ...``; both streams in ``stdout``."""
         return subprocess.run(
-            [str(BIN / command[0]), *command[1:]], cwd=REPOSITORY, env=self.environment, timeout=timeout_s,
+            command, cwd=REPOSITORY, env=self.environment, timeout=timeout_s,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -58,6 +62,41 @@ class User:
         print(f"$ {' '.join(command)}\n{done.stdout}")  # pytest shows it after a failure
         assert done.returncode == 0, done.stdout
         return done.stdout
+
+    def block(self, command: str) -> str:
+        """The document's block that has ``command`` in it, for this user's hosts and files."""
+        blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "docs" / "cluster.md").read_text("utf-8"), re.DOTALL)
+        (found,) = [block for block in blocks if command in block]
+        for written, meant in self.instead.items():
+            found = found.replace(written, meant)
+        assert not re.search(r"192\.0\.2|trialgate@|id_ed25519", found), found
+        return str(found)
+
+    def script(self, block: str) -> str:
+        """What a block prints; each of its commands must end with 0."""
+        return self.done("bash", "-euo", "pipefail", "-c", block)
+
+    @contextlib.contextmanager
+    def watching(self, command: str) -> Iterator[Path]:
+        """A command that goes on until Ctrl-C, which it gets at the end; yields the file of what it prints."""
+        told = self.config.with_name("told.txt")
+        with told.open("wb") as out:
+            running = subprocess.Popen(
+                shlex.split(command), cwd=REPOSITORY, env=self.environment, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, preexec_fn=_listen_to_ctrl_c,
+            )  # fmt: skip
+        try:
+            yield told
+        finally:
+            os.killpg(running.pid, signal.SIGINT)
+            running.wait(20)
+            print(f"$ {command}\n{told.read_text()}")
+
+    def names(self, *workers: Host) -> None:
+        """Writes the addresses of these workers into the file, instead of those that stand there."""
+        values = yaml.safe_load(self.config.read_text())
+        values["provider"]["worker_ips"] = [worker.address for worker in workers]
+        self.config.write_text(yaml.safe_dump(values))
 
     @contextlib.contextmanager
     def tunnel(self, port: int) -> Iterator[str]:
@@ -85,6 +124,11 @@ class User:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # there, or in use by another cluster of the user's
             folder.parent.rmdir()
+
+
+def _listen_to_ctrl_c() -> None:
+    """As from a terminal: a test session that runs in the background ignores Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _connects(url: str) -> bool:
@@ -132,14 +176,31 @@ def _user(hosts: Network, folder: Path, cluster_env: Mapping[str, str], **more: 
         "TMPDIR": str(folder),
         **more,
     }
-    user = User(folder / "cluster.yaml", environment)
+    file = folder / "cluster.env"
+    user = User(folder / "cluster.yaml", environment, _instead(hosts, folder / "cluster.yaml", file))
     user.config.write_text(yaml.safe_dump(_for(hosts, folder)))
     user.done("ray", "get-auth-token", "--generate")
     (folder / ".ray" / "auth_token").chmod(0o600)
-    file = folder / "cluster.env"
     file.touch(0o600)
     file.write_text("".join(f"{name}={value}\n" for name, value in cluster_env.items()))
     return user
+
+
+def _instead(hosts: Network, config: Path, cluster_env: Path) -> dict[str, str]:
+    """What stands in the document for what is the user's own, and that."""
+    head, worker, further = (host.address for host in hosts.hosts.values())
+    key = f"{hosts.key} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+    return {
+        "configs/cluster-local.yaml": str(config),
+        " cluster.env": f" {cluster_env}",
+        "192.0.2.10": head,
+        "192.0.2.11": worker,
+        "192.0.2.12": further,
+        "192.0.2.13": further,  # the one that comes later
+        "trialgate@": "root@",
+        "~/.ssh/id_ed25519": key,
+        "$HOME/.ssh/id_ed25519": key,
+    }
 
 
 def _for(hosts: Network, folder: Path) -> dict[str, Any]:
@@ -167,22 +228,53 @@ def _alive(url: str, token: str) -> list[dict[str, Any]]:
 
 def test_from_up_to_down(hosts: Network, user: User, tmp_path: Path) -> None:
     neighbour = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    _, worker, further = hosts.hosts.values()
     with ray_head(tmp_path, 1, neighbour, _connects) as another:
+        user.names(worker)
+        worker.stop_sshd()
         user.done("ray", "up", "-y", str(user.config))
         token = user.done("ray", "get-auth-token").split()[-1]
+        _who_is_missing_and_why(hosts, user)
+        worker.start_sshd()
         with user.tunnel(8265) as dashboard:
-            wait_until(lambda: len(_alive(dashboard, token)) == 3, 240, lambda: _alive(dashboard, token))
+            before = _nodes(2, dashboard, token)
+            user.script(user.block("worker_start_ray_commands"))
+            grown = _nodes(3, dashboard, token)
+            assert before < grown, "nothing was restarted"
+            user.names(worker, further)
+            user.done("ray", "up", "-y", "--no-restart", str(user.config))
+            assert _nodes(3, dashboard, token) == grown
+        user.done("ray", "up", "-y", str(user.config))
+        with user.tunnel(8265) as dashboard:
+            assert not _nodes(3, dashboard, token) & grown, "all were restarted"
             _nodes_are_closed_to_strangers(hosts, dashboard)
             _search_and_gate(user, dashboard)
             _serve(user, dashboard)
         assert _connects(another)
-        user.done("ray", "down", "-y", str(user.config))
-        for worker in list(hosts.hosts.values())[1:]:
-            _stop(hosts, worker)
+        assert "drained and deleted: " in user.script(user.block("ray down"))
+        user.script(user.block("ray stop"))  # on the workers, where `ray down` does not
         wait_until(
             lambda: not any(map(_rays, hosts.hosts.values())), 120, lambda: list(map(_rays, hosts.hosts.values()))
         )
         assert _connects(another), "a Ray outside of the hosts must not notice any of this"
+
+
+def _who_is_missing_and_why(hosts: Network, user: User) -> None:
+    """Of the worker that nobody can log in to."""
+    head, worker, _ = hosts.hosts.values()
+    status, monitor = user.block("ray monitor").splitlines()
+    wait_until(lambda: f"{worker.address}: " in user.script(status), 60)
+    with user.watching(monitor) as told:
+        refused = f"connect to host {worker.address} port 22: Connection refused"
+        wait_until(lambda: refused in told.read_text(), 60, told.read_text)
+    wait_until(lambda: "tail" not in head.processes(), 20, head.processes)
+
+
+def _nodes(count: int, dashboard: str, token: str) -> set[str]:
+    """Waits until so many nodes are alive, and gives their ids."""
+    # Each look costs the head's dashboard some of the processor that starting the nodes needs.
+    wait_until(lambda: len(_alive(dashboard, token)) == count, 240, lambda: _alive(dashboard, token), every_s=1)
+    return {str(row["node_id"]) for row in _alive(dashboard, token)}
 
 
 def _nodes_are_closed_to_strangers(hosts: Network, dashboard: str) -> None:
@@ -197,7 +289,8 @@ def _search_and_gate(user: User, dashboard: str) -> None:
     values = SMALL | {"search.name": "on-hosts", "search.trials": "2", "search.max_concurrent": "2"}
     sets = [part for text in arguments(values) for part in ("--set", text)]
     job = ("python", "-m", "ray_jobs.pipeline", "--config", "quickstart.yaml", *sets)
-    submit = ("ray", "job", "submit", "--address", dashboard, "--working-dir", ".", "--", *job)
+    environment = ("--runtime-env", "configs/runtime_env.yaml")
+    submit = ("ray", "job", "submit", "--address", dashboard, "--working-dir", ".", *environment, "--", *job)
     told = user.done(*submit)
     assert "gate: promoted" in told
     assert "' succeeded" in told
@@ -210,13 +303,6 @@ def _serve(user: User, dashboard: str) -> None:
         answer = requests.post(f"{service}/predict", json={"text": "This movie was fantastic!"}, timeout=60)
     assert answer.status_code == 200, answer.text
     assert answer.json()["model_version"] == "1"
-
-
-def _stop(hosts: Network, worker: Host) -> None:
-    """``ray down`` does not, where the machines are the user's own."""
-    options = ("-i", str(hosts.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
-    command = ["ssh", *options, f"root@{worker.address}", "bash -ic 'ray stop'"]
-    subprocess.run(command, capture_output=True, timeout=120, check=True)
 
 
 def _rays(host: Host) -> list[str]:

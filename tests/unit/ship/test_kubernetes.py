@@ -34,7 +34,7 @@ KNOWN = {
     "headGroupSpec": {"rayStartParams", "template"},
     "workerGroupSpecs": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
     "RayJob": {"entrypoint", "submissionMode", "backoffLimit", "activeDeadlineSeconds", "shutdownAfterJobFinishes",
-               "ttlSecondsAfterFinished", "submitterPodTemplate", "rayClusterSpec"},
+               "ttlSecondsAfterFinished", "submitterPodTemplate", "rayClusterSpec", "runtimeEnvYAML"},
     "RayService": {"serveConfigV2", "rayClusterConfig"},
 }  # fmt: skip
 TOKEN = {"name": "trialgate-ray", "key": "auth_token"}  # KubeRay reads this key
@@ -207,6 +207,13 @@ def test_the_job_runs_a_command_of_ours(monkeypatch: pytest.MonkeyPatch) -> None
     assert groups["gpu"]["minReplicas"] > 0, "a search counts the nodes that are there when it starts"
     submitter = container(SUBMITTER)
     assert submitter["image"] == IMAGE
+
+
+def test_the_job_has_the_shipped_environment_and_the_code_of_its_image() -> None:
+    """KubeRay hands it to `ray job submit` in the submitter's pod, which has no checkout to upload."""
+    environment = yaml.safe_load(JOB["spec"]["runtimeEnvYAML"])
+    assert environment == yaml.safe_load(text("configs/runtime_env.yaml"))
+    assert not {"working_dir", "py_modules"} & set(environment)
 
 
 def test_the_network_is_closed_but_for_what_the_document_names() -> None:

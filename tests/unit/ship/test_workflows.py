@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from ray.dashboard.modules.job.cli import submit
 
 import gate.__main__
 from serve_app import smoke
@@ -137,6 +140,34 @@ def test_deploy_runs_commands_that_exist(capsys: pytest.CaptureFixture[str]) -> 
         smoke.main(["--help"])
     told = capsys.readouterr().out
     assert all(option in told for arguments in smokes for option in arguments if option.startswith("--"))
+
+
+def test_the_search_is_submitted_with_the_code_and_the_shipped_environment(tmp_path: Path) -> None:
+    """What reaches ``ray``, which here is a script that prints its arguments."""
+    ray = tmp_path / "ray"
+    ray.write_text(
+        "#!/bin/sh\nprintf '%s\\n' \"$@\" > arguments\necho best trial: run 0123456789abcdef0123456789abcdef,\n"
+    )
+    ray.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB": "deploy-1-1", "CONFIG": "imdb.yaml",
+                   "MLFLOW_TRACKING_URI": "http://mlflow:5000", "GITHUB_OUTPUT": str(tmp_path / "output")}  # fmt: skip
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step("train", "Search")["run"]]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "output").read_text() == f"run={'0123456789abcdef' * 2}\n"
+    given = (tmp_path / "arguments").read_text().splitlines()
+    split = given.index("--")
+    assert given[:2] == ["job", "submit"]
+    options = dict(zip(given[2:split:2], given[3:split:2], strict=True))
+    assert options == {
+        "--submission-id": "deploy-1-1",
+        "--working-dir": ".",
+        "--runtime-env": "configs/runtime_env.yaml",
+    }
+    known = {option for parameter in submit.params for option in parameter.opts}
+    assert set(options) <= known
+    assert (REPOSITORY / options["--runtime-env"]).is_file()
+    assert given[split + 1 :] == ["python", "-m", "ray_jobs.search", "--config", "imdb.yaml",
+                                  "--set", "tracking.uri=http://mlflow:5000"]  # fmt: skip
 
 
 def test_the_run_is_read_from_the_line_that_a_search_prints() -> None:
