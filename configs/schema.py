@@ -51,7 +51,8 @@ class ServingConfig(Section):
     precision: ServingPrecision = Field(
         "auto",
         description="Precision of the forward pass, in serving and in the gate. auto: bf16 where the hardware has it, "
-        "else fp32. int8: DistilBERT on processors with AVX512-VNNI, faster on some of them (docs/serving.md) and a little less exact.",
+        "else fp32. int8: DistilBERT on processors with AVX512-VNNI, faster on some of them (docs/serving.md) and a "
+        "little less exact.",
     )
     max_batch_tokens: int | None = Field(
         None, ge=16, le=10_000_000,
