@@ -199,6 +199,8 @@ def test_the_gate_as_jobs(head: Head, installed: Installation) -> None:
     assert "promoted: version 1 of second is production" in promoted
     status = head.ends("status", *python, "status", *installed.sets, *other)
     assert "production  version 1, F1 " in status
+    history = head.ends("history", *python, "history", *installed.sets, *other)
+    assert len(re.findall(r"^\S+ +promoted +version +1  F1 0\.\d{4} against - ", history, re.MULTILINE)) == 1, history
     assert head.ends("back", *python, "rollback", *installed.sets, *other, code=ExitCode.BLOCKED)
     nobody = head.ends("nobody", *python, "check", "--run-id", "f" * 32, *installed.sets, code=ExitCode.USAGE)
     assert "f" * 32 in nobody
