@@ -13,7 +13,7 @@ from configs.schema import TrackingConfig
 from gate import speed
 from gate.__main__ import main
 from serve_app.mlflow_client import connect
-from tests.integration.gate.world import World, make_world
+from tests.integration.gate.world import PICTURES, World, empty_picture, make_world
 from tests.servers import BasicAuthServer, MlflowServer, PostgreSQL, empty_mlflow, empty_permissions
 from tests.tiny import write_tiny_model
 
@@ -36,6 +36,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def speed_of_two_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every judgement measures its models' speed on 32 texts, a third of a test's time, and none here is about that."""
     monkeypatch.setattr(speed, "TEXTS", 2)
+
+
+@pytest.fixture(autouse=True)
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are empty here, but for the tests of pages and of commands as processes of their own."""
+    for drawer, name in PICTURES:
+        monkeypatch.setattr(drawer, name, empty_picture)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])

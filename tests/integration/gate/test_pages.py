@@ -18,6 +18,11 @@ from tests.integration.gate.world import World
 NAME = "trialgate-classifier"
 
 
+@pytest.fixture
+def pictures() -> None:
+    """The real ones."""
+
+
 def _files(world: World, run_id: str, folder: str | None = None) -> set[str]:
     return {Path(file.path).name for file in world.client.list_artifacts(run_id, folder)}
 
