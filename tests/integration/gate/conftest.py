@@ -18,6 +18,8 @@ from tests.servers import BasicAuthServer, MlflowServer, PostgreSQL, empty_mlflo
 from tests.tiny import write_tiny_model
 
 Gate = Callable[..., tuple[int, dict[str, Any]]]
+# For a test whose calls to MLflow, and the errors that they end in, others make on a server too.
+ON_SQLITE_ALONE = pytest.mark.parametrize("tracking_uri", ["sqlite"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +49,7 @@ def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
 def tracking_uri(request: pytest.FixtureRequest, tracking_uri: str) -> str:
-    """Every test of the gate runs on SQLite and on an ``mlflow server`` with PostgreSQL."""
+    """Tests of the gate run on SQLite and, but for ON_SQLITE_ALONE, on an ``mlflow server`` with PostgreSQL."""
     if request.param == "sqlite":
         return tracking_uri
     server: MlflowServer = request.getfixturevalue("mlflow_server")
