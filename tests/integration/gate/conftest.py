@@ -13,11 +13,13 @@ from configs.schema import TrackingConfig
 from gate import speed
 from gate.__main__ import main
 from serve_app.mlflow_client import connect
-from tests.integration.gate.world import World, make_world
+from tests.integration.gate.world import PICTURES, World, empty_picture, make_world
 from tests.servers import BasicAuthServer, MlflowServer, PostgreSQL, empty_mlflow, empty_permissions
 from tests.tiny import write_tiny_model
 
 Gate = Callable[..., tuple[int, dict[str, Any]]]
+# For a test whose calls to MLflow, and the errors that they end in, others make on a server too.
+ON_SQLITE_ALONE = pytest.mark.parametrize("tracking_uri", ["sqlite"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +40,16 @@ def speed_of_two_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "TEXTS", 2)
 
 
+@pytest.fixture(autouse=True)
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are empty here, but for the tests of pages and of commands as processes of their own."""
+    for drawer, name in PICTURES:
+        monkeypatch.setattr(drawer, name, empty_picture)
+
+
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
 def tracking_uri(request: pytest.FixtureRequest, tracking_uri: str) -> str:
-    """Every test of the gate runs on SQLite and on an ``mlflow server`` with PostgreSQL."""
+    """Tests of the gate run on SQLite and, but for ON_SQLITE_ALONE, on an ``mlflow server`` with PostgreSQL."""
     if request.param == "sqlite":
         return tracking_uri
     server: MlflowServer = request.getfixturevalue("mlflow_server")

@@ -16,6 +16,7 @@ from typing import Any
 from configs.schema import TrackingConfig
 from gate import carry_out, promotion, registry, speed
 from serve_app.mlflow_client import connect
+from tests.integration.gate.world import PICTURES, empty_picture
 
 # Where a holder of the lease can be hit: module and function, and whether it is after the function has run.
 POINTS: dict[str, tuple[Any, str, bool]] = {
@@ -65,6 +66,8 @@ def begin(racer: Racer) -> BaseProcess:
 
 def _promote(racer: Racer, start: Any) -> None:
     speed.TEXTS = 2  # as in the process of the tests
+    for drawer, picture in PICTURES:
+        setattr(drawer, picture, empty_picture)
     client = connect(TrackingConfig(uri=racer.uri))
     if racer.point is not None:
         module, function, after = POINTS[racer.point]

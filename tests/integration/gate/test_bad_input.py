@@ -17,12 +17,11 @@ from gate import audit, registry
 from gate.decision import Decision
 from gate.score_store import SCORE_FILE
 from serve_app import mlflow_client as names
-from tests.integration.gate.conftest import Gate
+from tests.integration.gate.conftest import ON_SQLITE_ALONE, Gate
 from tests.integration.gate.test_interruptions import DEAD
 from tests.integration.gate.world import World
 
 NAME = "trialgate-classifier"
-ONLY_SQLITE = pytest.mark.parametrize("tracking_uri", ["sqlite"], indirect=True)
 
 
 def _with_nan(source: Path, folder: Path) -> Path:
@@ -58,7 +57,7 @@ def _assert_refused(world: World, gate: Gate, run_id: str, words: str) -> None:
     assert world.client.search_logged_models([world.experiment_id]) == []
 
 
-@ONLY_SQLITE
+@ON_SQLITE_ALONE
 def test_candidate_that_proves_nothing(world: World, models: dict[str, Path], gate: Gate, tmp_path: Path) -> None:
     """The run's own metrics count for nothing, so one without any is as good as another."""
     _assert_refused(world, gate, world.trial(_with_nan(models["good"], tmp_path / "nan")), "not finite")
@@ -99,7 +98,7 @@ def test_stored_score_that_its_predictions_do_not_bear_out(
     assert "contradicts the predictions" in caplog.text
 
 
-@ONLY_SQLITE
+@ON_SQLITE_ALONE
 def test_code_in_a_model_folder(world: World, models: dict[str, Path], gate: Gate, tmp_path: Path) -> None:
     good = models["good"]
     folders = {
@@ -144,7 +143,7 @@ def test_model_that_was_deleted_as_a_whole_starts_anew(world: World, models: dic
     assert (code, decision["decision"], decision["model_version"]) == (0, "promoted", "1")
 
 
-@ONLY_SQLITE
+@ON_SQLITE_ALONE
 def test_alias_that_points_nowhere(world: World, models: dict[str, Path], gate: Gate, tmp_path: Path) -> None:
     """MLflow itself deletes an alias with its version; a damaged database may not have."""
     for model in ("good", "good-too"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gate.__main__ import main
-from tests.integration.gate.conftest import Gate
+from tests.integration.gate.conftest import ON_SQLITE_ALONE, Gate
 from tests.integration.gate.world import World
 
 OWN = """
@@ -28,6 +28,7 @@ def own(tmp_path: Path) -> str:
     return f"gate.behaviour_suites=[{path}]"
 
 
+@ON_SQLITE_ALONE
 def test_least_pass_rates_block_and_the_decision_can_be_replayed(
     world: World, models: dict[str, Path], gate: Gate, own: str, tmp_path: Path
 ) -> None:
@@ -47,6 +48,7 @@ def test_least_pass_rates_block_and_the_decision_can_be_replayed(
     assert gate("replay", str(record))[0] != 0
 
 
+@ON_SQLITE_ALONE
 def test_what_no_suite_tested_blocks(world: World, models: dict[str, Path], gate: Gate, own: str) -> None:
     run_id = world.trial(models["good"])
     code, decision = gate("check", "--run-id", run_id, "--set", own, "--set", "gate.min_behaviour.rhyme=0")
@@ -54,6 +56,7 @@ def test_what_no_suite_tested_blocks(world: World, models: dict[str, Path], gate
     assert "asks for rhyme, which no suite tested; tested: praise, typos" in decision["reason"]
 
 
+@ON_SQLITE_ALONE
 def test_a_suite_that_cannot_be_used_is_bad_usage(world: World, models: dict[str, Path], gate: Gate) -> None:
     run_id = world.trial(models["good"])
     code, document = gate("check", "--run-id", run_id, "--set", "gate.behaviour_suites=[sentimant]")
@@ -61,6 +64,7 @@ def test_a_suite_that_cannot_be_used_is_bad_usage(world: World, models: dict[str
     assert "there is no suite 'sentimant'; shipped: sentiment" in document["error"]
 
 
+@ON_SQLITE_ALONE
 def test_pass_rates_are_shown(
     world: World, models: dict[str, Path], own: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

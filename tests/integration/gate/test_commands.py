@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from gate import audit, promotion, registry
 from gate.__main__ import main
 from serve_app import mlflow_client as names
-from tests.integration.gate.conftest import Gate
+from tests.integration.gate.conftest import ON_SQLITE_ALONE, Gate
 from tests.integration.gate.world import TEXTS, World
 
 NAME = "trialgate-classifier"
@@ -102,6 +102,7 @@ def test_promotion_of_a_searchs_best_trial(world: World, models: dict[str, Path]
     assert _decisions(gate) == ["promoted"]
 
 
+@ON_SQLITE_ALONE
 def test_forcing_what_is_production_says_that_it_was_forced_and_replays(
     world: World, models: dict[str, Path], gate: Gate, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_forcing_what_is_production_says_that_it_was_forced_and_replays(
     assert _decisions(gate) == ["promoted"]
 
 
+@ON_SQLITE_ALONE
 def test_production_decides_from_then_on(world: World, models: dict[str, Path], gate: Gate) -> None:
     good, bad, equal = (world.trial(models[name]) for name in ("good", "bad", "good-too"))
     assert gate("promote", "--run-id", good)[0] == 0
@@ -131,6 +133,7 @@ def test_production_decides_from_then_on(world: World, models: dict[str, Path], 
     assert _decisions(gate) == ["promoted", "blocked", "promoted"]
 
 
+@ON_SQLITE_ALONE
 def test_force_is_recorded_and_needs_a_reason(world: World, models: dict[str, Path], gate: Gate) -> None:
     good, bad = world.trial(models["good"]), world.trial(models["bad"])
     gate("promote", "--run-id", good)
@@ -183,6 +186,7 @@ def test_rollback_marks_what_it_leaves_and_only_goes_where_production_was(
     assert len(registry.versions(world.client, NAME)) == 3
 
 
+@ON_SQLITE_ALONE
 def test_version_that_never_was_in_production(world: World, models: dict[str, Path], gate: Gate) -> None:
     good, other = world.trial(models["good"]), world.trial(models["good-too"])
     gate("promote", "--run-id", good)
@@ -199,6 +203,7 @@ def test_version_that_never_was_in_production(world: World, models: dict[str, Pa
     assert _aliases(world) == {"production": str(version.version), "previous": "1"}
 
 
+@ON_SQLITE_ALONE
 def test_production_on_another_test_split_is_scored_again(world: World, models: dict[str, Path], gate: Gate) -> None:
     gate("promote", "--run-id", world.trial(models["good"]))
     texts = [f"the {word} was good" for word in ("movie", "book")] + ["awful plot", "boring cast"]
@@ -237,6 +242,7 @@ def test_production_that_cannot_be_scored_blocks_until_forced(
     assert mlflow.pyfunc.load_model(f"models:/{NAME}@production").predict(["good"])["label"].tolist() == ["positive"]
 
 
+@ON_SQLITE_ALONE
 def test_candidate_without_a_score_is_blocked_even_by_force(
     world: World, models: dict[str, Path], gate: Gate, tmp_path: Path
 ) -> None:
@@ -301,6 +307,7 @@ def test_things_that_do_not_exist_are_named(
     assert "mine" in document["error"]
 
 
+@ON_SQLITE_ALONE
 def test_settings_of_the_search_apply_and_can_be_overridden(
     world: World, models: dict[str, Path], gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +356,7 @@ def test_registered_version_opens_everywhere_and_holds_no_pickle(
     assert [model.config.id2label[int(i)] for i in logits.argmax(-1)] == ["positive", "negative"]
 
 
+@ON_SQLITE_ALONE
 def test_as_a_program(world: World, models: dict[str, Path], tmp_path: Path) -> None:
     """One real process: standard output is the document alone, the file is the same, the exit code is the gate's."""
     run_id = world.trial(models["bad"])
@@ -362,6 +370,7 @@ def test_as_a_program(world: World, models: dict[str, Path], tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
+@ON_SQLITE_ALONE
 def test_for_people(world: World, models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     run_id = world.trial(models["good"])
     assert main(["promote", "--run-id", run_id]) == 0
@@ -373,6 +382,7 @@ def test_for_people(world: World, models: dict[str, Path], capsys: pytest.Captur
     assert "promoted" in capsys.readouterr().out
 
 
+@ON_SQLITE_ALONE
 def test_python_interface(world: World, models: dict[str, Path]) -> None:
     good = world.trial(models["good"])
     assert promotion.check(world.client, run_id=good).exit_code == 0

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from gate import audit, carry_out, promotion, registry
+from tests.integration.gate.conftest import ON_SQLITE_ALONE
 from tests.integration.gate.racers import POINTS, TIMEOUT_S, Racer, begin, race
 from tests.integration.gate.test_interruptions import assert_nothing_half_done
 from tests.integration.gate.world import World
@@ -96,6 +97,7 @@ def test_killed_holders_of_the_lease_neither_stop_the_others_nor_leave_anything(
 
 
 @pytest.mark.slow
+@ON_SQLITE_ALONE
 def test_killed_at_every_point_one_after_the_other(world: World, candidates: list[str]) -> None:
     """Each candidate is better than those before it, dies, and the next finds whole what it left."""
     worst_first = candidates[::-1]
@@ -129,6 +131,7 @@ def stopped(world: World, candidates: list[str]) -> Iterator[BaseProcess]:
 
 
 @pytest.mark.slow
+@ON_SQLITE_ALONE
 def test_stopped_holder_that_goes_on_too_late_changes_nothing(
     world: World, candidates: list[str], stopped: BaseProcess
 ) -> None:

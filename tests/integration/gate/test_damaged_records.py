@@ -10,7 +10,7 @@ import pytest
 
 from gate import audit, carry_out, lease, promotion, registry
 from serve_app import mlflow_client as names
-from tests.integration.gate.conftest import Gate
+from tests.integration.gate.conftest import ON_SQLITE_ALONE, Gate
 from tests.integration.gate.test_interruptions import DEAD
 from tests.integration.gate.world import World
 
@@ -83,6 +83,7 @@ def test_undoing_keeps_the_logged_model_of_a_version_that_stays(world: World, mo
     assert len(client.search_logged_models([world.experiment_id])) == 1
 
 
+@ON_SQLITE_ALONE
 def test_the_card_goes_without_a_decision_of_another_version(world: World, models: dict[str, Path], gate: Gate) -> None:
     decision = promotion.promote(world.client, run_id=world.trial(models["good"]))
     assert decision.decision_id is not None

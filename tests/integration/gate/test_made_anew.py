@@ -7,13 +7,11 @@ from pathlib import Path
 from gate import audit, lease
 from serve_app import mlflow_client as names
 from tests.integration.gate.conftest import Gate
-from tests.integration.gate.test_interruptions import SERVER_IS_SLOW
 from tests.integration.gate.world import World
 
 NAME = "trialgate-classifier"
 
 
-@SERVER_IS_SLOW
 def test_the_newest_decision_is_known_when_the_tickets_began_again(
     world: World, models: dict[str, Path], gate: Gate
 ) -> None:
@@ -28,7 +26,6 @@ def test_the_newest_decision_is_known_when_the_tickets_began_again(
     assert "production of trialgate-classifier was version 1" in decision["reason"]
 
 
-@SERVER_IS_SLOW
 def test_a_model_made_anew_has_no_past(world: World, models: dict[str, Path], gate: Gate) -> None:
     assert gate("promote", "--run-id", world.trial(models["good"]))[0] == 0
     world.client.delete_registered_model(NAME)

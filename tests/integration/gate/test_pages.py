@@ -12,10 +12,15 @@ from gate import attachments, audit, promotion
 from gate.decision import Decision
 from gate.replay import replay
 from serve_app import mlflow_client as names
-from tests.integration.gate.conftest import Gate
+from tests.integration.gate.conftest import ON_SQLITE_ALONE, Gate
 from tests.integration.gate.world import World
 
 NAME = "trialgate-classifier"
+
+
+@pytest.fixture
+def pictures() -> None:
+    """The real ones."""
 
 
 def _files(world: World, run_id: str, folder: str | None = None) -> set[str]:
@@ -57,6 +62,7 @@ def test_a_promotion_leaves_pages_and_a_card(world: World, models: dict[str, Pat
     assert "the first 64 tokens" in card
 
 
+@ON_SQLITE_ALONE
 def test_blocked_forced_and_rolled_back_are_told(
     world: World, models: dict[str, Path], gate: Gate, tmp_path: Path
 ) -> None:
@@ -80,6 +86,7 @@ def test_blocked_forced_and_rolled_back_are_told(
     assert tags[names.FORCED_REASON] == "it was not that bad"
 
 
+@ON_SQLITE_ALONE
 def test_a_reason_to_force_goes_with_its_decision(world: World, models: dict[str, Path], gate: Gate) -> None:
     run_id = world.trial(models["bad"])
     gate("promote", "--run-id", run_id, "--force", "--reason", "a start")
@@ -90,6 +97,7 @@ def test_a_reason_to_force_goes_with_its_decision(world: World, models: dict[str
     assert names.FORCED_REASON not in tags
 
 
+@ON_SQLITE_ALONE
 def test_a_description_that_a_person_wrote_stays(world: World, models: dict[str, Path], gate: Gate) -> None:
     gate("promote", "--run-id", world.trial(models["good"]), "--as", "challenger")
     assert world.client.get_model_version(NAME, "1").description.startswith("# Model card: ")
@@ -98,6 +106,7 @@ def test_a_description_that_a_person_wrote_stays(world: World, models: dict[str,
     assert world.client.get_model_version(NAME, "1").description == "ours since the fair"
 
 
+@ON_SQLITE_ALONE
 def test_the_card_command(
     world: World, models: dict[str, Path], gate: Gate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +127,7 @@ def test_the_card_command(
     assert gate("card", "--output", str(tmp_path / "nowhere" / "card.md"))[0] == 2
 
 
+@ON_SQLITE_ALONE
 def test_pages_that_cannot_be_stored_are_written_by_the_next_command(
     world: World, models: dict[str, Path], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +149,7 @@ def test_pages_that_cannot_be_stored_are_written_by_the_next_command(
     assert {"decision.html", "model_card.md", "decision.json"} < _files(world, entry["decision_id"])
 
 
+@ON_SQLITE_ALONE
 def test_a_page_with_a_mistake_in_it_does_not_hold_up_the_record(
     world: World, models: dict[str, Path], gate: Gate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -156,6 +167,7 @@ def test_a_page_with_a_mistake_in_it_does_not_hold_up_the_record(
     assert not world.client.get_model_version(NAME, "1").description
 
 
+@ON_SQLITE_ALONE
 def test_a_copy_that_cannot_be_written_does_not_hold_up_the_record(
     world: World,
     models: dict[str, Path],
@@ -178,6 +190,7 @@ def test_a_copy_that_cannot_be_written_does_not_hold_up_the_record(
     assert [entry["decision"] for entry in gate("status")[1]["decisions"]] == ["promoted"]
 
 
+@ON_SQLITE_ALONE
 def test_a_decision_that_cannot_be_settled_holds_up_its_own_model_only(
     world: World, models: dict[str, Path], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,8 +16,7 @@ from gate.__main__ import main
 from gate.lease import LeaseLost
 from gate.permissions import require_right_to_change
 from serve_app import mlflow_client as names
-from tests.integration.gate.conftest import Gate
-from tests.integration.gate.test_interruptions import SERVER_IS_SLOW
+from tests.integration.gate.conftest import ON_SQLITE_ALONE, Gate
 from tests.integration.gate.world import World
 from tests.tiny import write_tiny_model
 
@@ -35,7 +34,6 @@ def _forced(world: World, folder: Path, count: int) -> None:
         promotion.promote(world.client, run_id=world.trial(model), force=True, reason="r")
 
 
-@SERVER_IS_SLOW
 def test_challenger_passes_the_same_gate_and_becomes_production_through_it(
     world: World, models: dict[str, Path], gate: Gate
 ) -> None:
@@ -64,7 +62,6 @@ def test_challenger_passes_the_same_gate_and_becomes_production_through_it(
                      ("promoted", "challenger"), ("blocked", "challenger"), ("promoted", "production")]  # fmt: skip
 
 
-@SERVER_IS_SLOW
 def test_prune_removes_what_has_no_alias_and_tells_what_that_costs(
     world: World, tmp_path: Path, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,7 +92,6 @@ def test_prune_removes_what_has_no_alias_and_tells_what_that_costs(
     assert _aliases(world) == {"production": "4", "previous": "3", "of-somebody": "1"}
 
 
-@SERVER_IS_SLOW
 def test_rollback_twice_after_force_and_over_a_version_that_is_gone(world: World, tmp_path: Path, gate: Gate) -> None:
     _forced(world, tmp_path, 5)
     world.client.delete_model_version(NAME, "3")
@@ -172,7 +168,6 @@ def test_asking_for_rights_does_not_take_a_model_over(world: World, models: dict
     assert (model.tags, model.description, model.aliases) == ({"whose": "somebody's"}, "kept free", {})
 
 
-@SERVER_IS_SLOW
 def test_alias_that_moves_after_the_lease_was_lost_goes_back(
     world: World, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +190,7 @@ def test_alias_that_moves_after_the_lease_was_lost_goes_back(
     assert decisions[:2] == ["promoted", audit.UNDONE]
 
 
+@ON_SQLITE_ALONE
 def test_decision_that_another_finished_meanwhile_is_done(
     world: World, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +227,7 @@ class ReadOnly:
         return refuse
 
 
+@ON_SQLITE_ALONE
 def test_reader_sees_everything_and_leaves_repairs_to_others(
     world: World, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,8 +13,7 @@ from mlflow import MlflowClient
 from gate import audit, lease, promotion, registry
 from gate.decision import Decision
 from serve_app import mlflow_client as names
-from tests.integration.gate.conftest import Gate
-from tests.integration.gate.test_interruptions import SERVER_IS_SLOW
+from tests.integration.gate.conftest import ON_SQLITE_ALONE, Gate
 from tests.integration.gate.world import World
 
 NAME = "trialgate-classifier"
@@ -64,7 +63,7 @@ def _expire(world: World) -> None:
     world.client.set_model_version_tag(ticket.name, str(ticket.version), lease.STATE, "expired")
 
 
-@SERVER_IS_SLOW
+@ON_SQLITE_ALONE
 def test_a_rollback_that_goes_on_too_late_marks_nothing(
     world: World, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +85,6 @@ def test_a_rollback_that_goes_on_too_late_marks_nothing(
     assert names.ROLLED_BACK not in world.client.get_model_version(NAME, "2").tags
 
 
-@SERVER_IS_SLOW
 def test_a_promotion_that_goes_on_too_late_takes_no_mark_away(world: World, models: dict[str, Path]) -> None:
     """It stands still when it has read its version. Meanwhile it is finished, and rolled back once more."""
     for model in ("good", "good-too"):

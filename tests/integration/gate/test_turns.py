@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from gate import judgement, lease, promotion, registry
+from tests.integration.gate.conftest import ON_SQLITE_ALONE
 from tests.integration.gate.world import World
 
 NAME = "trialgate-classifier"
@@ -73,6 +74,7 @@ def test_judging_again_keeps_nobody_waiting_and_does_nothing_twice(
     assert witness.seen == [("score_model production (version 1)", False), ("measure_speed", False)]
 
 
+@ON_SQLITE_ALONE
 def test_whoever_is_overtaken_each_time_keeps_the_last_turn(
     world: World, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +127,7 @@ class Counting:
         return call
 
 
-@pytest.mark.parametrize("tracking_uri", ["sqlite"], indirect=True)
+@ON_SQLITE_ALONE
 def test_what_is_known_is_not_asked_again(world: World, models: dict[str, Path]) -> None:
     """Each call is a round trip, and those of a turn are what others wait for."""
 
@@ -146,6 +148,7 @@ def test_what_is_known_is_not_asked_again(world: World, models: dict[str, Path])
     assert calls.total() <= 14, calls
 
 
+@ON_SQLITE_ALONE
 def test_blocked_by_what_came_before_its_turn(
     world: World, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
