@@ -3,10 +3,12 @@
 Requests wait in the order of their arrival. The next batch always has the oldest text in it, then takes later ones in
 order while they fit the budget of tokens (their sum: there is no padding) and of texts; one that does not fit may be
 passed over, the oldest never. So nothing waits for a timer while the model is idle, batches grow by themselves while
-it is busy, and no text starves. What is cancelled or past its deadline is dropped before the forward pass. When a
-forward pass fails, its batch is halved until the culprit stands alone: its neighbours get their answers.
+it is busy, and no text starves. Only a full batch, which nothing that comes later could make better, is formed ahead,
+one for each lane, so that under overload no lane waits for a busy event loop. What is cancelled or past its deadline is
+dropped before the forward pass. When a forward pass fails, its batch is halved until the culprit stands alone: its
+neighbours get their answers.
 
-Plain asyncio, one event loop, no Ray and no model: ``run`` is any coroutine function of a list of items.
+Plain asyncio, one event loop, no Ray and no model: ``run`` is any coroutine function that computes a list of items.
 """
 
 from __future__ import annotations
@@ -91,10 +93,29 @@ class _Entry(Generic[Item, Result]):
     finished: float = field(default=0.0)
 
 
+class _Pass(Generic[Item, Result]):
+    """One forward pass. ``entries``: what it computes, once it has begun."""
+
+    def __init__(self, batch: list[_Entry[Item, Result]], clock: Callable[[], float]) -> None:
+        self.entries, self._clock = batch, clock
+        self.too_late: list[_Entry[Item, Result]] = []
+        self.began = clock()
+
+    def take(self) -> list[Item]:
+        """Begins. On the thread that computes, so it only looks."""
+        self.began = now = self._clock()
+        wanted = [entry for entry in self.entries if not entry.done.done()]
+        self.too_late = [entry for entry in wanted if entry.deadline <= now]
+        self.entries = [entry for entry in wanted if entry.deadline > now]
+        return [entry.item for entry in self.entries]
+
+
 class Batcher(Generic[Item, Result]):
     """Collects items of concurrent requests into batches for ``run``.
 
-    ``await run(items)`` gives one result per item, in order; at most ``lanes`` calls are open at a time.
+    ``await run(take)`` calls ``take()`` once, on any thread, when it begins to compute, and gives one result for each
+    of the items that this returns, in order: those of a batch that somebody still waits for, which may be none. It
+    computes at most ``lanes`` calls at a time, the oldest first; as many again may be open.
     ``max_tokens`` bounds the sum of the items' sizes in a batch (an item larger than that goes alone), ``max_texts``
     their number. The number of waiting items is bounded by the caller, with ``Admission``. ``observe`` is called on
     the event loop after every forward pass. ``clock`` gives seconds, the deadlines' time base.
@@ -102,7 +123,7 @@ class Batcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        run: Callable[[Callable[[], list[Item]]], Awaitable[Sequence[Result]]],
         *,
         max_tokens: int,
         max_texts: int,
@@ -148,7 +169,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting.extend(entries)
         for entry in entries:
             self._count(entry, waiting=True)
-        if len(self._workers) < self._lanes:
+        if self._may_form(len(self._workers)):
             # The task starts in the next turn of the loop, so requests that are already there share its first batch.
             self._workers.add(loop.create_task(self._work()))
         try:
@@ -170,7 +191,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _work(self) -> None:
         try:
-            while batch := self._take_batch():
+            while self._may_form(len(self._workers) - 1) and (batch := self._take_batch()):
                 await self._compute(batch)
         except BaseException as error:
             for entry in self._waiting:
@@ -184,6 +205,11 @@ class Batcher(Generic[Item, Result]):
             worker = asyncio.current_task()
             assert worker is not None
             self._workers.discard(worker)
+
+    def _may_form(self, formed: int) -> bool:
+        """Whether another batch may be formed beside ``formed`` ones that are not computed yet."""
+        full = self._waiting_tokens >= self._max_tokens or self._waiting_texts >= self._max_texts
+        return formed < self._lanes or (full and formed < 2 * self._lanes)
 
     def _take_batch(self) -> list[_Entry[Item, Result]]:
         """The next batch, oldest first, without what is cancelled or expired; empty when nothing waits."""
@@ -215,19 +241,22 @@ class Batcher(Generic[Item, Result]):
             self._waiting_tokens += sign * entry.size
 
     async def _compute(self, batch: list[_Entry[Item, Result]]) -> None:
-        started = self._clock()
+        computed = _Pass(batch, self._clock)
         error: Exception | None = None
         results: Sequence[Result] = ()
         try:
-            results = await self._run([entry.item for entry in batch])
-            if len(results) != len(batch):
-                error = RuntimeError(f"the forward pass gave {len(results)} results for {len(batch)} texts")
+            results = await self._run(computed.take)
+            if len(results) != len(computed.entries):
+                error = RuntimeError(f"the forward pass gave {len(results)} results for {len(computed.entries)} texts")
         except Exception as caught:  # noqa: BLE001 - whatever the model raises belongs to these texts alone
             error = caught
         except BaseException as caught:
             self._fail(batch, caught)
             raise
-        finished = self._clock()
+        self._fail(computed.too_late, DeadlineExceeded())
+        started, finished, batch = computed.began, self._clock(), computed.entries
+        if not batch:
+            return
         self._record(batch, started, finished, failed=error is not None)
         if error is None:
             for entry, result in zip(batch, results, strict=True):

@@ -276,15 +276,16 @@ class Classifier:
     def _install(self, loaded: Loaded) -> None:
         engine = loaded.engine
 
-        def forward(rows: list[np.ndarray]) -> list[np.ndarray]:
+        def forward(take: Callable[[], list[np.ndarray]]) -> tuple[list[np.ndarray], int]:
+            if not (rows := take()):
+                return [], 0
             probabilities = engine.forward(rows)
             if not np.isfinite(probabilities).all():
                 raise NotFinite("the model gave output that is not finite")
-            return list(probabilities)
+            return list(probabilities), sum(map(len, rows))
 
-        async def run(rows: list[np.ndarray]) -> list[np.ndarray]:
-            tokens = sum(map(len, rows))
-            return await self._lanes.run(lambda: forward(rows), tokens, alone=not behind.waiting_tokens)
+        async def run(take: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+            return await self._lanes.run(lambda: forward(take), alone=not behind.waiting_tokens)
 
         batcher: Batcher[np.ndarray, np.ndarray] = Batcher(
             run,

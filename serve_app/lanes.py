@@ -31,8 +31,8 @@ class Lanes:
         self._number = 0
         self._tokens_per_s = 0.0
 
-    async def run(self, forward: Callable[[], Result], tokens: int, *, alone: bool) -> Result:
-        """The result of ``forward()``, which computes ``tokens``. ``alone``: nothing else waits."""
+    async def run(self, forward: Callable[[], tuple[Result, int]], *, alone: bool) -> Result:
+        """The result of ``forward()``, which also tells how many tokens it computed. ``alone``: nothing else waits."""
         # All cores for a pass beside which nothing runs or waits.
         executor = self._narrow if self._narrow is not None and not (alone and not self._running) else self._wide
         at_once = 1 if executor is self._wide else self.count
@@ -40,18 +40,17 @@ class Lanes:
         number = self._number
         self._running[number] = time.monotonic()  # counts as running from here, or two passes would be the only one
 
-        def timed() -> Result:
-            self._running[number] = time.monotonic()
-            return forward()
+        def timed() -> tuple[Result, int, float]:
+            self._running[number] = began = time.monotonic()
+            return *forward(), time.monotonic() - began
 
-        began = time.monotonic()
         try:
-            return await asyncio.get_running_loop().run_in_executor(executor, timed)
+            result, tokens, seconds = await asyncio.get_running_loop().run_in_executor(executor, timed)
         finally:
             del self._running[number]
-            if not alone:  # only a pass that others wait for is as large as passes get, and as fast by the token
-                # As the loop sees it: a loop that has much to do starts passes late and hears late of their end.
-                self._learn(at_once * tokens, time.monotonic() - began)
+        if not alone and tokens:  # only a pass that others wait for is as large as passes get, and as fast by the token
+            self._learn(at_once * tokens, seconds)
+        return result
 
     def warm_up(self, forward: Callable[[], object]) -> None:
         """Runs ``forward`` once in every way in which ``run`` would; blocks until then."""

@@ -136,8 +136,8 @@ def serve_batch(folder: Path, port: int) -> None:
         @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=_BATCH_WAIT_S, max_concurrent_batches=cores)
         async def batch(self, texts: list[str]) -> list[Any]:
             tokens = self._engine.tokenize(texts).tokens
-            forward = lambda: self._engine.forward(list(tokens))  # noqa: E731
-            found = await self._lanes.run(forward, int(tokens.offsets[-1]), alone=len(texts) == 1)
+            forward = lambda: (self._engine.forward(list(tokens)), int(tokens.offsets[-1]))  # noqa: E731
+            found = await self._lanes.run(forward, alone=len(texts) == 1)
             return [{"probabilities": row.tolist()} for row in found]
 
         async def __call__(self, request: Request) -> Any:

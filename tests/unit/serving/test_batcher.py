@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,7 @@ class EchoModel:
 
 @pytest.fixture
 def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1) as pool:
         yield pool
 
 
@@ -56,18 +57,25 @@ def model() -> EchoModel:
 def in_threads(model: Callable[[list[object]], list[object]], executor: ThreadPoolExecutor) -> Callable[..., object]:
     """What a batcher calls: ``model`` in a thread of ``executor``."""
 
-    async def run(items: list[object]) -> list[object]:
-        return await asyncio.get_running_loop().run_in_executor(executor, model, items)
+    def compute(take: Callable[[], list[object]]) -> list[object]:
+        return model(items) if (items := take()) else []
+
+    async def run(take: Callable[[], list[object]]) -> list[object]:
+        return await asyncio.get_running_loop().run_in_executor(executor, compute, take)
 
     return run
 
 
 @pytest.fixture
-def make(model: EchoModel, executor: ThreadPoolExecutor) -> Callable[..., Batcher]:
-    def batcher(max_tokens: int = 100, max_texts: int = 8, **options: object) -> Batcher:
-        return Batcher(in_threads(model, executor), max_tokens=max_tokens, max_texts=max_texts, **options)
+def make(model: EchoModel) -> Iterator[Callable[..., Batcher]]:
+    with contextlib.ExitStack() as pools:
 
-    return batcher
+        def batcher(max_tokens: int = 100, max_texts: int = 8, lanes: int = 1, **options: object) -> Batcher:
+            run = in_threads(model, pools.enter_context(ThreadPoolExecutor(lanes)))
+            return Batcher(run, max_tokens=max_tokens, max_texts=max_texts, lanes=lanes, **options)
+
+        yield batcher
+        model.go()  # whatever a failed test has left in there
 
 
 async def held_by(batcher: Batcher, model: EchoModel) -> asyncio.Task[Outcome]:
@@ -263,8 +271,8 @@ def test_impossible_budgets_are_refused():
         Batcher(make_nothing, max_tokens=1, max_texts=1, lanes=0)
 
 
-async def make_nothing(items: list[object]) -> list[object]:
-    return items
+async def make_nothing(take: Callable[[], list[object]]) -> list[object]:
+    return take()
 
 
 async def test_lanes_compute_side_by_side(make, model):
@@ -276,6 +284,63 @@ async def test_lanes_compute_side_by_side(make, model):
     model.go()
     await asyncio.gather(first, *tasks)
     assert model.batches[2:] == [["c"]]
+
+
+async def has(batcher: Batcher, *, calls: int, waiting: int) -> None:
+    """Waits until so many calls of the model are open and so many texts wait."""
+    async with asyncio.timeout(20):
+        while (len(batcher._workers), batcher.waiting_texts) != (calls, waiting):  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(0)
+
+
+async def test_full_batches_are_formed_ahead_one_for_each_lane(make, model):
+    batcher = make(max_tokens=4)
+    first = await held_by(batcher, model)
+    a, b = await start(batcher, (["a"], [2]), (["b"], [1]))
+    await has(batcher, calls=1, waiting=2)  # not full: who comes later may join them
+    (c,) = await start(batcher, (["c"], [1]))
+    await has(batcher, calls=2, waiting=0)
+    d, e = await start(batcher, (["d"], [4]), (["e"], [4]))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await has(batcher, calls=2, waiting=2)  # one is enough
+    assert model.batches == [["first"]]
+    model.go()
+    await asyncio.gather(first, a, b, c, d, e)
+    assert model.batches == [["first"], ["a", "b", "c"], ["d"], ["e"]]
+    await has(batcher, calls=0, waiting=0)
+
+
+async def test_what_was_given_up_or_is_late_is_not_computed_though_its_batch_was_formed(make, model):
+    now, seen = [100.0], []
+    batcher = make(max_tokens=4, clock=lambda: now[0], observe=seen.append)
+    first = await held_by(batcher, model)
+    gone, kept = await start(batcher, (["gone"], [1]), (["kept"], [1]))
+    late = asyncio.create_task(batcher.submit(["late"], [2], deadline=101.0))
+    await has(batcher, calls=2, waiting=0)
+    gone.cancel()
+    now[0] = 102.0
+    model.go()
+    assert (await kept).results == [("echo", "kept")]
+    with pytest.raises(DeadlineExceeded):
+        await late
+    await first
+    assert model.batches == [["first"], ["kept"]]
+    assert [(record.texts, record.queue_s) for record in seen] == [(1, (0.0,)), (1, (2.0,))]
+
+
+async def test_a_batch_that_was_formed_ahead_and_given_up_whole_leaves_no_trace(make, model):
+    seen = []
+    batcher = make(max_tokens=2, observe=seen.append)
+    first = await held_by(batcher, model)
+    (gone,) = await start(batcher, (["gone"], [2]))
+    await has(batcher, calls=2, waiting=0)
+    gone.cancel()
+    model.go()
+    await first
+    assert (await batcher.submit(["next"], [1])).results == [("echo", "next")]
+    assert model.batches == [["first"], ["next"]]
+    assert len(seen) == 2
 
 
 async def test_closing_waits_for_every_lane(make, model):
