@@ -169,9 +169,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting.extend(entries)
         for entry in entries:
             self._count(entry, waiting=True)
-        if self._may_form(len(self._workers)):
-            # The task starts in the next turn of the loop, so requests that are already there share its first batch.
-            self._workers.add(loop.create_task(self._work()))
+        self._start_worker()
         try:
             results = [await entry.done for entry in entries]
         finally:
@@ -192,6 +190,7 @@ class Batcher(Generic[Item, Result]):
     async def _work(self) -> None:
         try:
             while self._may_form(len(self._workers) - 1) and (batch := self._take_batch()):
+                self._start_worker()  # for what this batch had no room for
                 await self._compute(batch)
         except BaseException as error:
             for entry in self._waiting:
@@ -205,6 +204,11 @@ class Batcher(Generic[Item, Result]):
             worker = asyncio.current_task()
             assert worker is not None
             self._workers.discard(worker)
+
+    def _start_worker(self) -> None:
+        if self._waiting_texts and self._may_form(len(self._workers)):
+            # It starts in the next turn of the loop, so requests that are already there share its first batch.
+            self._workers.add(asyncio.get_running_loop().create_task(self._work()))
 
     def _may_form(self, formed: int) -> bool:
         """Whether another batch may be formed beside ``formed`` ones that are not computed yet."""

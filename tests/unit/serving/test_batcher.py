@@ -293,6 +293,17 @@ async def has(batcher: Batcher, *, calls: int, waiting: int) -> None:
             await asyncio.sleep(0)
 
 
+async def test_one_large_request_has_all_lanes(make, model):
+    batcher = make(max_tokens=4, lanes=2)
+    model.hold()
+    (task,) = await start(batcher, (["a", "b", "c"], [2, 2, 2]))
+    await model.wait_entered()
+    await model.wait_entered()
+    assert sorted(model.batches) == [["a", "b"], ["c"]]
+    model.go()
+    assert (await task).results == [("echo", item) for item in ("a", "b", "c")]
+
+
 async def test_full_batches_are_formed_ahead_one_for_each_lane(make, model):
     batcher = make(max_tokens=4)
     first = await held_by(batcher, model)
