@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,20 @@ hypothesis.settings.register_profile("trialgate", deadline=None)  # a busy machi
 hypothesis.settings.load_profile("trialgate")
 
 _home_key = pytest.StashKey[Path]()
+_began_key = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For a machine that is too slow for all tests in the time that there is."""
+    parser.addoption(
+        "--begin-within", type=float, metavar="SECONDS", help="skip tests that would begin later than that"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Gives the session an environment that no setting of the user's reaches. Runs before any test is imported."""
     home = Path(tempfile.mkdtemp(prefix="tg-home-"))
-    config.stash[_home_key] = home
+    config.stash[_home_key], config.stash[_began_key] = home, time.monotonic()
     for name in list(os.environ):
         lower = name.lower()
         if lower in PROXIES or lower.startswith(("mlflow_", "trialgate_", "ray_")):
@@ -66,6 +75,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     home = config.stash.get(_home_key, None)
     if home is not None:
         shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture of the test
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """See ``--begin-within``."""
+    limit = item.config.getoption("--begin-within")
+    if limit is not None and time.monotonic() - item.config.stash[_began_key] > limit:
+        pytest.skip("time: this machine was too slow for all tests in the time that they had")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -37,3 +37,13 @@ def test_ci_is_a_program_that_stops_at_the_first_failure() -> None:
     assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in script.read_text(encoding="utf-8")
     subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_on_a_slow_machine_tests_that_would_begin_too_late_are_skipped_and_said_to_be(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    test = "tests/unit/house/test_ci.py::test_ci_is_a_program_that_stops_at_the_first_failure"
+    for limit, skips in (("-1", "1 skipped, 0 of them"), ("600", "0 skipped, 0 of them")):
+        command = [sys.executable, "-m", "pytest", "-q", f"--begin-within={limit}", f"--junitxml={report}", test]
+        subprocess.run(command, cwd=CI.parent, check=True, timeout=120, stdout=subprocess.DEVNULL)
+        listed = [sys.executable, CI / "unexpected_skips.py", CI / "allowed-skips", report]
+        assert skips in subprocess.run(listed, check=True, timeout=60, capture_output=True, text=True).stdout
