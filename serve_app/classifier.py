@@ -254,7 +254,7 @@ class Classifier:
 
     def _load(self, folder: Path) -> RemoteEngine:
         device = "cuda" if self._serving.gpus_per_replica > 0 else "cpu"
-        # With one thread, which is the rest of what a replica needs its cores for while it serves another version.
+        # On one thread, as long as this one is not prepared for more: the other cores are for the version that serves.
         return self._engines.load(folder, self._serving.precision, device)
 
     def _hand_over(self, loaded: Loaded) -> None:

@@ -2,8 +2,8 @@
 
 A forward pass is a hundred calls of PyTorch, and each of them takes Python's lock back when it is done. In one process
 with an event loop that is busy, passes and requests wait for that lock all the time: under four times the load that it
-can bear, a replica answered a third of what it answers now. So the replica's process keeps tokenisers and sends token
-ids; models, and PyTorch with all its memory, are in a child, ``engine_worker``.
+can bear, a replica answered less than half of what it answers so (docs/serving.md). So the replica's process keeps
+tokenisers and sends token ids; models, and PyTorch with all its memory, are in a child, ``engine_worker``.
 
 Every thread that computes here has a channel of its own to a thread of the child, which blocks on it, so a pass costs
 one message each way. The child ends with the replica, however that ends: it sees the end of its control socket.
