@@ -94,16 +94,18 @@ class _Entry(Generic[Item, Result]):
 
 
 class _Pass(Generic[Item, Result]):
-    """One forward pass. ``entries``: what it computes, once it has begun."""
+    """One forward pass. ``entries``: what it computes, once it has begun. ``tokens_ahead``: its batch's until then."""
 
     def __init__(self, batch: list[_Entry[Item, Result]], clock: Callable[[], float]) -> None:
         self.entries, self._clock = batch, clock
         self.too_late: list[_Entry[Item, Result]] = []
         self.began = clock()
+        self.tokens_ahead = sum(entry.size for entry in batch)
 
     def take(self) -> list[Item]:
         """Begins. On the thread that computes, so it only looks."""
         self.began = now = self._clock()
+        self.tokens_ahead = 0
         wanted = [entry for entry in self.entries if not entry.done.done()]
         self.too_late = [entry for entry in wanted if entry.deadline <= now]
         self.entries = [entry for entry in wanted if entry.deadline > now]
@@ -140,6 +142,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[_Entry[Item, Result]] = deque()
         self._waiting_texts = self._waiting_tokens = 0
         self._workers: set[asyncio.Task[None]] = set()
+        self._passes: set[_Pass[Item, Result]] = set()
         self._closed = False
 
     @property
@@ -151,6 +154,11 @@ class Batcher(Generic[Item, Result]):
     def waiting_tokens(self) -> int:
         """Sum of the sizes of all waiting items; what was cancelled counts no more, though it still stands there."""
         return self._waiting_tokens
+
+    @property
+    def tokens_ahead(self) -> int:
+        """Sum of the sizes of all that is not being computed yet: what waits, and what a batch was formed of ahead."""
+        return self._waiting_tokens + sum(computed.tokens_ahead for computed in self._passes)
 
     async def submit(self, items: Sequence[Item], sizes: Sequence[int], deadline: float = math.inf) -> Outcome[Result]:
         """Results of ``items`` (``sizes``: tokens of each). Cancelling this call drops what has not been computed.
@@ -246,6 +254,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _compute(self, batch: list[_Entry[Item, Result]]) -> None:
         computed = _Pass(batch, self._clock)
+        self._passes.add(computed)
         error: Exception | None = None
         results: Sequence[Result] = ()
         try:
@@ -257,6 +266,8 @@ class Batcher(Generic[Item, Result]):
         except BaseException as caught:
             self._fail(batch, caught)
             raise
+        finally:
+            self._passes.discard(computed)
         self._fail(computed.too_late, DeadlineExceeded())
         started, finished, batch = computed.began, self._clock(), computed.entries
         if not batch:

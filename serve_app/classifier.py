@@ -234,8 +234,8 @@ class Classifier:
             raise RuntimeError(f"a forward pass has been running for {running_s:.0f} s")
 
     def _wait_s(self, served: _Served) -> float:
-        """How long a text that is admitted now is going to wait, seconds."""
-        return self._lanes.seconds_for(served.batcher.waiting_tokens + self._tokens_to_come)
+        """How long a text that is admitted now is going to wait for its forward pass, seconds."""
+        return self._lanes.seconds_for(served.batcher.tokens_ahead + self._tokens_to_come)
 
     @contextlib.contextmanager
     def _on_their_way(self, texts: Sequence[str], max_length: int) -> Iterator[None]:

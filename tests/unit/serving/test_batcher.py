@@ -311,15 +311,18 @@ async def test_full_batches_are_formed_ahead_one_for_each_lane(make, model):
     await has(batcher, calls=1, waiting=2)  # not full: who comes later may join them
     (c,) = await start(batcher, (["c"], [1]))
     await has(batcher, calls=2, waiting=0)
+    assert batcher.tokens_ahead == 4
     d, e = await start(batcher, (["d"], [4]), (["e"], [4]))
     for _ in range(5):
         await asyncio.sleep(0)
     await has(batcher, calls=2, waiting=2)  # one is enough
+    assert batcher.tokens_ahead == 12  # neither what waits nor what was formed is being computed
     assert model.batches == [["first"]]
     model.go()
     await asyncio.gather(first, a, b, c, d, e)
     assert model.batches == [["first"], ["a", "b", "c"], ["d"], ["e"]]
     await has(batcher, calls=0, waiting=0)
+    assert batcher.tokens_ahead == 0
 
 
 async def test_what_was_given_up_or_is_late_is_not_computed_though_its_batch_was_formed(make, model):
