@@ -3,6 +3,7 @@
     python -m tests.benchmarks.serving                                          # built-in texts
     python -m tests.benchmarks.serving --sentences a.parquet --reviews b.parquet   # column text
     python -m tests.benchmarks.serving --overload 30                            # ours alone, at four times its capacity
+    python -m tests.benchmarks.serving --overload 30 --settings cpus_per_replica=1  # with one core for forward passes
 
 One DistilBERT-base (random weights: speed does not depend on them), in a saved-model folder that every server loads.
 The servers are those of ``tests.benchmarks.serving_servers``; they run one after the other, and the load comes from a
@@ -130,7 +131,7 @@ def raw(folder: Path, kind: str, texts: Sequence[str], precision: str = "auto", 
 def measure(contender: str, folder: Path, files: dict[str, Path], options: argparse.Namespace) -> list[Row]:
     """Closed loops, and an open one at half of what the closed loop of 32 reached."""
     rows = []
-    with served(contender, folder) as (url, _):
+    with served(contender, folder, options) as (url, _):
         for kind, file in files.items():
             reached = 0.0
             for concurrency in options.concurrency:
@@ -148,7 +149,7 @@ def measure(contender: str, folder: Path, files: dict[str, Path], options: argpa
 
 def overload(folder: Path, files: dict[str, Path], options: argparse.Namespace) -> list[Row]:
     """Ours at four times its capacity, with each kind of texts."""
-    with served(OURS, folder) as (url, server):
+    with served(OURS, folder, options) as (url, server):
         return [
             overloaded(url, server, kind, lambda *more, file=file: load(url, file, options, *more), options.overload)
             for kind, file in files.items()
@@ -156,10 +157,12 @@ def overload(folder: Path, files: dict[str, Path], options: argparse.Namespace) 
 
 
 @contextlib.contextmanager
-def served(contender: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+def served(contender: str, folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]]:
     """The contender's server, answering; its whole process tree ends with the context."""
     port = _free_port()
     command = [sys.executable, "-m", "tests.benchmarks.serving_servers", contender, str(folder), str(port)]
+    if contender in (OURS, OURS_INT8):
+        command += options.settings
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         process = psutil.Process(server.pid)
@@ -294,6 +297,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--concurrency", nargs="+", type=int, default=list(CONCURRENCIES))
     parser.add_argument("--seconds", type=float, default=15.0, help="of each load (default %(default)s)")
     parser.add_argument("--overload", type=float, metavar="SECONDS", help="only this: ours at four times its capacity")
+    parser.add_argument("--settings", nargs="+", metavar="NAME=VALUE", default=[], help="of serving, for ours")
     parser.add_argument("--picture", metavar="FILE.png")
     parser.add_argument("--json", metavar="FILE.json")
     return parser.parse_args(arguments)
