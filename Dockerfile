@@ -72,4 +72,4 @@ STOPSIGNAL SIGINT
 # Of the service, alive; containers that run something else say --no-healthcheck or have one of their own.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
-CMD ["sh", "-c", "set -a && . configs/fast_path.env && set +a && exec serve run configs/serve_container.yaml"]
+CMD ["sh", "-c", "set -a && . configs/fast_path.env && set +a && exec serve run configs/serve_all_interfaces.yaml"]

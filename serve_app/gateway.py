@@ -18,7 +18,7 @@ from serve_app.board import Reporter, View
 from serve_app.errors import ErrorCode
 from serve_app.front import guard_server
 from serve_app.metrics import GatewayMetrics, snapshot
-from serve_app.mode import log_mode
+from serve_app.mode import log_mode, warn_if_unreachable
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -91,7 +91,7 @@ async def _answer_of(response: DeploymentResponse[Any]) -> Any:
 class GatewayReplica:
     """The deployment: the HTTP interface on Ray Serve."""
 
-    def __init__(
+    async def __init__(  # type: ignore[misc]
         self,
         settings: dict[str, Any],
         key_digests: list[str],
@@ -102,6 +102,7 @@ class GatewayReplica:
 
         log_to_replica_file()
         log_mode()
+        await warn_if_unreachable()
         guard_server()
         self._metrics = GatewayMetrics()
         self._reporter = Reporter(

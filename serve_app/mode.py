@@ -13,9 +13,11 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 # HAProxy's statistics and its metrics: on every interface, without a password, whatever one configures.
 _PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+_HEAD = "node:__internal_head__"  # the resource that Ray gives to the head's node alone
 logger = logging.getLogger(__name__)
 
 
@@ -65,6 +67,37 @@ def log_mode() -> None:
         logger.info("serving %s", mode)
     else:
         logger.warning("serving %s; set what configs/fast_path.env has before Ray starts: it is faster", mode)
+
+
+async def warn_if_unreachable() -> None:
+    """For replicas that answer HTTP, at their start: warns of one that the head's HAProxy does not reach."""
+    import ray
+    from ray.serve._private import constants
+
+    if not constants.RAY_SERVE_ENABLE_HA_PROXY:
+        return
+    controller: Any = ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
+    host = (await controller.get_http_config.remote()).host
+    heads = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]}
+    if warning := unreachable(host, ray.util.get_node_ip_address(), heads):
+        logger.warning(warning)
+
+
+def unreachable(host: str | None, node: str, heads: set[str]) -> str | None:
+    """What to say of a replica on ``node`` (an address) where Serve listens on ``host``; None if the heads reach it.
+
+    HAProxy asks replicas on its own node by loopback, all others by the network. Where it reaches none it falls back on
+    Ray's own proxy on the head; where it reaches some, the others get nothing to do.
+    """
+    is_loopback = host is not None and (host.startswith("127.") or host in ("localhost", "::1"))
+    if not is_loopback or node in heads:
+        return None
+    return (
+        f"http_options.host is {host}, where HAProxy on the head ({', '.join(sorted(heads))}) does not reach this "
+        f"replica on {node}: its requests come through Ray's own proxy, which is slower, or not at all. For the fast "
+        "path close its ports to strangers (docs/cluster.md), then `serve shutdown -y` and "
+        "`serve deploy configs/serve_all_interfaces.yaml`"
+    )
 
 
 def _is_free(port: int) -> bool:

@@ -21,7 +21,7 @@ from serve_app.board import Reporter, View
 from serve_app.classifier import Classifier
 from serve_app.front import Shortcut, guard_server
 from serve_app.metrics import GatewayMetrics, snapshot
-from serve_app.mode import log_mode
+from serve_app.mode import log_mode, warn_if_unreachable
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -98,6 +98,7 @@ class ServiceReplica(ClassifierReplica):
         resolved = Settings.model_validate(settings)
         self._http_metrics = GatewayMetrics()
         await self._begin(resolved, board)
+        await warn_if_unreachable()
         self._api = create_api(
             resolved,
             LocalBackend(self._classifier, self._reporter),

@@ -7,6 +7,7 @@ the blocks that ``User.block`` finds there are run as they stand.
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import os
 import re
@@ -249,7 +250,7 @@ def test_from_up_to_down(hosts: Network, user: User, tmp_path: Path) -> None:
             assert not _nodes(3, dashboard, token) & grown, "all were restarted"
             _nodes_are_closed_to_strangers(hosts, dashboard)
             _search_and_gate(user, dashboard)
-            _serve(user, dashboard)
+            _serve(user, hosts, dashboard)
         assert _connects(another)
         assert "drained and deleted: " in user.script(user.block("ray down"))
         user.script(user.block("ray stop"))  # on the workers, where `ray down` does not
@@ -296,13 +297,41 @@ def _search_and_gate(user: User, dashboard: str) -> None:
     assert "' succeeded" in told
 
 
-def _serve(user: User, dashboard: str) -> None:
-    user.done("serve", "deploy", "--address", dashboard, "configs/serve.yaml")
+def _serve(user: User, hosts: Network, dashboard: str) -> None:
+    """The replica runs on a worker, because the head has no processor for it, and the head's HAProxy asks it there."""
+    deploy = ("serve", "deploy", "--address", dashboard)
+    head, *workers = hosts.hosts.values()
+    user.done(*deploy, "configs/serve.yaml")
+    warned = "does not reach this replica"
+    wait_until(lambda: any(warned in _replica_logs(host) for host in workers), 180)
+    user.done("serve", "shutdown", "-y", "--address", dashboard)
+    status = ("serve", "status", "--address", dashboard)
+    wait_until(lambda: "proxies: {}" in user.run(*status).stdout, 60, every_s=2)
+    user.done(*deploy, "configs/serve_all_interfaces.yaml")
     with user.tunnel(8000) as service:
         wait_until(lambda: requests.get(f"{service}/ready", timeout=30).status_code == 200, 180)
+        # HAProxy takes a moment to learn of the replica; until then Ray's own proxy answers for it.
+        wait_until(lambda: requests.get(f"{service}/ready", timeout=30).ok and _answered_by_replicas(head) > 0, 60)
+        before = _answered_by_replicas(head)
         answer = requests.post(f"{service}/predict", json={"text": "This movie was fantastic!"}, timeout=60)
     assert answer.status_code == 200, answer.text
     assert answer.json()["model_version"] == "1"
+    assert _answered_by_replicas(head) > before
+    assert not _replica_logs(head)
+    assert "serving behind HAProxy, throughput-optimized replicas" in "".join(map(_replica_logs, workers))
+
+
+def _answered_by_replicas(head: Host) -> int:
+    """Requests to which HAProxy got a 2xx from a classifier, not from Ray's proxy, its way out without replicas."""
+    statistics = requests.get(f"http://{head.address}:8404/stats;csv", timeout=30).text
+    rows = csv.DictReader(statistics.removeprefix("# ").splitlines())
+    return sum(int(row["hrsp_2xx"] or 0) for row in rows if "classifier" in row["svname"])
+
+
+def _replica_logs(host: Host) -> str:
+    """What the classifiers of a host wrote."""
+    files = host.tmp.glob("ray/session_2*/logs/serve/replica_*classifier*.log")
+    return "".join(file.read_text() for file in files)
 
 
 def _rays(host: Host) -> list[str]:

@@ -86,10 +86,11 @@ def test_all_that_runs_on_the_cluster_has_the_users_environment(cluster: dict[st
     assert "cluster.env" in (REPOSITORY / ".rayignore").read_text(encoding="utf-8").splitlines()
 
 
-def test_the_fast_path_is_not_for_nodes_that_listen_on_loopback(cluster: dict[str, Any]) -> None:
-    """There HAProxy of one node asks replicas of another by the network, and they would not listen to it."""
+def test_the_fast_path_is_the_default_and_the_user_has_the_last_word(cluster: dict[str, Any]) -> None:
+    assert cluster["file_mounts"]["~/trialgate"] == "."
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
-        assert "fast_path.env" not in " ".join(commands)
+        (start,) = [command for command in commands if "ray start" in command]
+        assert "set -a; . ~/trialgate/configs/fast_path.env; . ~/trialgate.env; set +a;" in start
 
 
 def test_a_shell_reads_the_fast_path_as_we_do() -> None:

@@ -21,7 +21,7 @@ OTHERS = {
     "prometheus-alerts.yaml",
     "runtime_env.yaml",
     "serve.yaml",
-    "serve_container.yaml",
+    "serve_all_interfaces.yaml",
 }
 
 # Written so that this file does not match itself.

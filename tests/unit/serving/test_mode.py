@@ -49,3 +49,16 @@ def test_without_haproxy_nothing_is_changed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mode.importlib.util, "find_spec", lambda name: None)
     with mode.fast_path():
         assert "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_a_replica_on_loopback_is_out_of_reach_of_a_head_on_another_node(host: str):
+    assert mode.unreachable(host, node="10.0.0.1", heads={"10.0.0.1"}) is None
+    warning = mode.unreachable(host, node="10.0.0.2", heads={"10.0.0.1"})
+    assert warning is not None
+    assert all(part in warning for part in (host, "10.0.0.1", "10.0.0.2", "configs/serve_all_interfaces.yaml"))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.2", None])
+def test_one_on_the_network_is_not(host: str | None):
+    assert mode.unreachable(host, node="10.0.0.2", heads={"10.0.0.1"}) is None

@@ -68,7 +68,9 @@ def test_it_does_not_run_as_root() -> None:
 
 def test_it_serves_with_the_fast_path_and_says_whether_it_lives() -> None:
     command = json.loads(rests("CMD", FINAL)[0])
-    assert command[2].index(". configs/fast_path.env") < command[2].index("exec serve run configs/serve_container.yaml")
+    assert command[2].index(". configs/fast_path.env") < command[2].index(
+        "exec serve run configs/serve_all_interfaces.yaml"
+    )
     (health,) = rests("HEALTHCHECK")
     (port,) = rests("EXPOSE")
     assert f"http://127.0.0.1:{port}/health" in health
@@ -76,7 +78,7 @@ def test_it_serves_with_the_fast_path_and_says_whether_it_lives() -> None:
 
 
 def test_in_a_container_the_service_is_the_same_but_for_its_host() -> None:
-    outside, inside = (yaml.safe_load(text(f"configs/{name}")) for name in ("serve.yaml", "serve_container.yaml"))
+    outside, inside = (yaml.safe_load(text(f"configs/{name}")) for name in ("serve.yaml", "serve_all_interfaces.yaml"))
     ServeDeploySchema.model_validate(inside)
     assert inside["http_options"].pop("host") == "0.0.0.0"
     assert outside["http_options"].pop("host") == "127.0.0.1"

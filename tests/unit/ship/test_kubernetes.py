@@ -180,7 +180,7 @@ def _serve_config() -> dict[str, Any]:
 
 def test_the_service_is_deployed_as_in_a_container() -> None:
     ServeDeploySchema.model_validate(_serve_config())
-    assert _serve_config() == yaml.safe_load(text("configs/serve_container.yaml"))
+    assert _serve_config() == yaml.safe_load(text("configs/serve_all_interfaces.yaml"))
 
 
 def test_replicas_fit_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +236,7 @@ def test_the_network_is_closed_but_for_what_the_document_names() -> None:
     assert table == {
         "8000": "your clients, if you open it",
         "30000-31000": "HAProxy of the cluster's nodes",
+        "8500": "HAProxy of the cluster's nodes",
         "40000-41000": "nodes of the cluster",
         "8404": "nobody",
         "9101": "your Prometheus",
