@@ -12,7 +12,8 @@ import json
 import logging
 import logging.handlers
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from serve_app.edge import Exchange
@@ -27,15 +28,19 @@ def log_access(exchange: Exchange, route: str, method: str, status: int, seconds
         access_logger.info("%s", _Line(exchange, route, method, status, seconds, datetime.datetime.now(datetime.UTC)))
 
 
+@dataclass(frozen=True)
 class _Line:
-    """``access_line`` of these arguments, made when it is written: many of them together, which is cheaper, and later
-    than the answer."""
+    """What ``access_line`` is made from when it is written: many together, which is cheaper, and after the answers."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self._arguments = arguments
+    exchange: Exchange
+    route: str
+    method: str
+    status: int
+    seconds: float
+    now: datetime.datetime
 
     def __str__(self) -> str:
-        return access_line(*self._arguments)
+        return access_line(self.exchange, self.route, self.method, self.status, self.seconds, self.now)
 
 
 def access_line(

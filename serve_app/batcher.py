@@ -157,7 +157,8 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def tokens_ahead(self) -> int:
-        """Sum of the sizes of all that is not being computed yet: what waits, and what a batch was formed of ahead."""
+        """Sum of the sizes of all that is not being computed yet: what waits, and batches formed ahead, also what of
+        those is cancelled or late: that is looked at when they begin."""
         return self._waiting_tokens + sum(computed.tokens_ahead for computed in self._passes)
 
     async def submit(self, items: Sequence[Item], sizes: Sequence[int], deadline: float = math.inf) -> Outcome[Result]:

@@ -6,6 +6,7 @@ Ray reads the switches from the environment of its own processes, so they must b
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.resources
 import importlib.util
@@ -17,6 +18,7 @@ from typing import Any
 
 # HAProxy's statistics and its metrics: on every interface, without a password, whatever one configures.
 _PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+_ADVICE_S = 5.0  # that the start of a replica may take for it
 _HEAD = "node:__internal_head__"  # the resource that Ray gives to the head's node alone
 logger = logging.getLogger(__name__)
 
@@ -72,13 +74,20 @@ def log_mode() -> None:
 async def warn_if_unreachable() -> None:
     """For replicas that answer HTTP, at their start: warns of one that the head's HAProxy does not reach."""
     import ray
+    from ray.exceptions import RayError
     from ray.serve._private import constants
 
     if not constants.RAY_SERVE_ENABLE_HA_PROXY:
         return
-    controller: Any = ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
-    host = (await controller.get_http_config.remote()).host
-    heads = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]}
+    try:
+        async with asyncio.timeout(_ADVICE_S):
+            controller: Any = ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
+            host = (await controller.get_http_config.remote()).host
+            nodes = await asyncio.to_thread(ray.nodes)
+    except (RayError, ValueError, TimeoutError) as error:  # the controller is being restarted: no reason not to serve
+        logger.info("whether HAProxy reaches this replica is not known: %s", error)
+        return
+    heads = {node["NodeManagerAddress"] for node in nodes if node["Alive"] and _HEAD in node["Resources"]}
     if warning := unreachable(host, ray.util.get_node_ip_address(), heads):
         logger.warning(warning)
 

@@ -7,7 +7,6 @@ gateways, nodes with GPUs do nothing but classify, and the HTTP work scales by i
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -50,8 +49,6 @@ class ClassifierReplica:
         )  # fmt: skip
         self._reporter.start()
         await self._classifier.start()
-        gc.collect()
-        gc.freeze()  # what was imported stays: the collector need not walk it again and again while requests come
 
     async def classify(self, texts: list[str], truncate: bool, remaining_s: float) -> Answer | Refusal:
         """See ``Classifier.classify``."""

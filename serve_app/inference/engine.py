@@ -16,7 +16,7 @@ from serve_app.inference.families import PackedModel
 from serve_app.inference.folder import ModelFolderError
 from serve_app.inference.int8 import has_int8, quantize
 from serve_app.inference.packing import pack, plan_batches
-from serve_app.inference.prepacked import is_faster_prepacked, prepack, unpack
+from serve_app.inference.prepacked import has_prepacked, prepack, unpack
 from serve_app.inference.saved_model import (
     ModelInfo,
     read_info,
@@ -85,7 +85,7 @@ class Engine:
         if isinstance(exact, PackedDistilBert) and device.type == "cpu":
             if precision == "int8":
                 self._model = quantize(exact)
-            elif is_faster_prepacked(precision):
+            elif precision == "bf16" and has_prepacked():
                 self._model = packed = prepack(exact)
                 self._with_gradients = lambda: unpack(packed)
         self._tokenizer, self._sample = tokenizer, sample
@@ -170,8 +170,8 @@ class Engine:
     def explainer(self) -> Explainer:
         """For the words behind an answer; it holds up nobody.
 
-        On this model's weights; those of int8 have no gradients, so it is on their fp32 ones then. Those that oneDNN
-        has in its own order are copied for it.
+        On this model's weights; those of int8 have no gradients, so it is on their fp32 ones then. Those of bf16 on a
+        processor are copied for it.
         """
         return Explainer(self._with_gradients(), self.info.temperature)
 

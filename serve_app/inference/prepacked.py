@@ -1,10 +1,9 @@
-"""DistilBERT on a processor, with the weights of its blocks in the order in which oneDNN multiplies them.
+"""DistilBERT in bf16 on a processor, with the weights of its blocks in the order in which oneDNN multiplies them.
 
-A plain linear layer in bf16 has its weights brought into that order anew by every call: for a few short texts that
-takes as long as the product. Done once, and with GELU computed on the results before they leave the processor's
-registers, a forward pass takes 0.7 to 0.9 of the time, the less the fewer tokens (DistilBERT-base, 28 to 900 tokens,
-one core with AMX). In fp32 plain layers call MKL, which on AMD's processors without AVX-512 is slower than oneDNN:
-there a pass takes 0.9 to 0.99 of the time on one core, 0.75 to 0.93 on two (28 to 512 tokens, an EPYC with AVX2).
+A plain linear layer has its weights brought into that order anew by every call: for a few short texts that takes as
+long as the product. Done once, and with GELU computed on the results before they leave the processor's registers, a
+forward pass takes 0.7 to 0.9 of the time, the less the fewer tokens (DistilBERT-base, 28 to 900 tokens, one core with
+AMX). Products in fp32 gain nothing: those are not oneDNN's.
 """
 
 from __future__ import annotations
@@ -18,17 +17,13 @@ from serve_app.inference.distilbert import Attention, FeedForward, PackedDistilB
 from serve_app.inference.rebuilding import JoinedAttention, rebuilt
 
 
-def is_faster_prepacked(precision: str) -> bool:
-    """Whether this processor computes a model in ``precision`` faster so."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    if precision == "bf16":
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return precision == "fp32" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+def has_prepacked() -> bool:
+    """Whether oneDNN computes products in bf16 on this processor."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def prepack(model: PackedDistilBert) -> PackedDistilBert:
-    """A model like ``model``, on a processor; it shares all but the blocks' linear layers with ``model``."""
+    """A model like ``model``, in bf16 on a processor; it shares all but the blocks' linear layers with ``model``."""
     return rebuilt(model, lambda exact, last: JoinedAttention(exact, PrepackedLinear, last=last), PrepackedFeedForward)
 
 
@@ -65,7 +60,7 @@ class PrepackedLinear(nn.Module):
         self._bias = torch.cat([linear.bias.detach() for linear in linears])
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """[tokens, outputs] of [tokens, inputs], in the type of the weights."""
+        """bfloat16 [tokens, outputs] of bfloat16 [tokens, inputs]."""
         found = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, self.activation, [], "none")
         assert isinstance(found, torch.Tensor)
         return found

@@ -186,7 +186,14 @@ async def test_deadline_that_passed_while_waiting(start, alias):
     assert isinstance(await first, Answer)
 
 
-@pytest.mark.parametrize(("serving", "remaining_s"), [({"max_queue_ms": 1000}, 60.0), ({}, 1.0)])
+@pytest.mark.parametrize(
+    ("serving", "remaining_s"),
+    [
+        pytest.param({"max_queue_ms": 1000}, 60.0, id="longer than texts may wait"),
+        pytest.param({}, 1.0, id="into its deadline"),
+        pytest.param({"max_queue_ms": 1000, "max_batch_texts": 1}, 60.0, id="behind a batch that was formed ahead"),
+    ],
+)
 async def test_what_would_wait_too_long_is_refused_at_once(start, alias, monkeypatch, serving, remaining_s):
     alias.current = "1"
     classifier = await start(**serving)
@@ -195,7 +202,8 @@ async def test_what_would_wait_too_long_is_refused_at_once(start, alias, monkeyp
     computing = asyncio.create_task(classifier.classify(["good"], True))
     await asyncio.to_thread(gate.entered.wait, 20)
     waiting = asyncio.create_task(classifier.classify(["good"], True))
-    await until(lambda: classifier._served.batcher.waiting_tokens > 0)
+    batcher, is_formed = classifier._served.batcher, "max_batch_texts" in serving
+    await until(lambda: batcher.tokens_ahead > 0 and (batcher.waiting_tokens == 0) is is_formed)
     refused = await classifier.classify(["good"], True, remaining_s=remaining_s)
     assert isinstance(refused, Refusal)
     assert refused.code is ErrorCode.OVERLOADED
