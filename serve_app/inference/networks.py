@@ -210,11 +210,11 @@ class RecurrentNetwork(SmallNetwork):
         places = begins[positions] + (len(batch) - 1 - text)
         by_position = torch.empty_like(places).index_copy(0, places, torch.arange(len(ids), device=ids.device))
         embedded = self.dropout(self.embeddings(ids[by_position]))
-        if torch.is_grad_enabled() and not ids.is_cuda:
+        if not ids.is_cuda and (torch.is_grad_enabled() or not _has_lstm(embedded)):
             from_end = torch.diff(batch.cu_seqlens).long()[text] - 1 - positions
             mirror = (begins[from_end] + (len(batch) - 1 - text))[by_position]
             with torch.autocast(ids.device.type, enabled=False):  # matrices this small gain nothing from bf16
-                found = self._unrolled(embedded.float(), texts_at.tolist(), mirror)
+                found = self._unrolled(embedded.float(), texts_at.tolist(), mirror).to(embedded.dtype)
         else:
             found = self.lstm(PackedSequence(embedded, torch.from_numpy(texts_at)))[0].data
         best = found.new_full((len(batch), found.shape[1]), -1.0)  # an LSTM's outputs are above -1
@@ -229,7 +229,8 @@ class RecurrentNetwork(SmallNetwork):
         for layer in range(self.config.layers):
             if layer:
                 row = functional.dropout(row, self.config.dropout, self.training)
-            ways = self.lstm.all_weights[2 * layer : 2 * layer + 2]  # of each direction: two weights, two biases
+            # Of each direction: two weights, two biases.
+            ways = [[part.float() for part in way] for way in self.lstm.all_weights[2 * layer : 2 * layer + 2]]
             inward, onward = (torch.stack([way[place] for way in ways]).mT for place in (0, 1))
             # Added before they are stacked: the other way round both biases would get one gradient in one memory.
             bias = torch.stack([way[2] + way[3] for way in ways])[:, None]
@@ -246,6 +247,17 @@ class RecurrentNetwork(SmallNetwork):
             forwards, backwards = torch.cat(outputs, 1)
             row = torch.cat([forwards, backwards[mirror]], 1)
         return row
+
+
+def _has_lstm(row: torch.Tensor) -> bool:
+    """Whether PyTorch has an LSTM, on a processor, in the type that ``row`` is computed in: where there is no bf16,
+    oneDNN's under autocast to it ends with an error."""
+    computed_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else row.dtype
+    return (
+        computed_in != torch.bfloat16
+        or not torch.backends.mkldnn.is_available()
+        or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def _text_of_each_token(batch: PackedBatch) -> torch.Tensor:
