@@ -49,11 +49,6 @@ class Admission:
         self.held += texts
         return True
 
-    @property
-    def is_full(self) -> bool:
-        """Whether not even one text gets in."""
-        return self.held >= self.max_texts
-
     def release(self, texts: int) -> None:
         """Gives ``texts`` places back."""
         self.held -= texts

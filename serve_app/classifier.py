@@ -185,12 +185,6 @@ class Classifier:
             phases={"tokenize": tokenize_s, "queue": outcome.queue_s, "forward": outcome.forward_s},
         )
 
-    @property
-    def is_overloaded(self) -> bool:
-        """Whether a request of one text that comes now is going to be refused as overloaded."""
-        served = self._served
-        return served is not None and (self._admission.is_full or self._wait_s(served) > self._longest_wait_s)
-
     def demand(self) -> dict[str, float]:
         """For autoscaling: texts in work, and texts refused as overloaded since the last call."""
         refused, self._refused_texts = self._refused_texts, 0

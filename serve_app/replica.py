@@ -7,6 +7,7 @@ gateways, nodes with GPUs do nothing but classify, and the HTTP work scales by i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -103,7 +104,7 @@ class ServiceReplica(ClassifierReplica):
             key_digests=key_digests,
             adds_request_id=False,
         )
-        guard_server(Shortcut(self._api.state.predictions, lambda: self._classifier.is_overloaded))
+        guard_server(Shortcut(self._api.state.predictions, asyncio.get_running_loop()))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api

@@ -1,11 +1,14 @@
-"""Headers that Ray Serve's server would stumble over are gone before it sees them; all others stay as they are."""
+"""Headers that Ray Serve's server would stumble over are gone before it sees them, and predictions go past it."""
 
 from __future__ import annotations
 
-import pytest
-from starlette.types import Receive, Scope, Send
+import asyncio
+from collections.abc import Iterator
 
-from serve_app.front import Front, Shortcut, guard_server, middlewares
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.front import Front, Shortcut, answer_while_connected, guard_server, middlewares
 
 
 async def headers_after(*headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
@@ -62,39 +65,142 @@ def test_serve_finds_the_middleware_unless_another_is_configured(
     assert [middleware.cls for middleware in middlewares()] == [Front]
 
 
-async def test_while_overloaded_predictions_go_past_serve_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
-    asked: list[tuple[str, str]] = []
-    overloaded = True
-
-    def noting(name: str):
-        async def application(scope: Scope, receive: Receive, send: Send) -> None:
-            asked.append((name, scope["path"]))
-
-        return application
-
-    async def nothing(*_: object) -> None: ...
-
+@pytest.fixture
+def unguarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from ray.serve._private import http_util
 
     monkeypatch.setattr(http_util, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", None)
-    guard_server(Shortcut(noting("straight"), lambda: overloaded))
+    yield
+    guard_server()
+
+
+async def ways_of(*requests: tuple[str, str]) -> list[str]:
+    """Which application a front hands each request (method and path) to."""
+    taken: list[str] = []
+
+    def noting(name: str) -> ASGIApp:
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            taken.append(name)
+
+        return application
+
+    guard_server(Shortcut(noting("straight"), asyncio.get_running_loop()))
     front = Front(noting("serve"))
-    try:
-        for method, path in (
-            ("POST", "/predict"),
-            ("POST", "/batch_predict"),
-            ("GET", "/predict"),
-            ("POST", "/explain"),
-        ):
-            await front({"type": "http", "method": method, "path": path, "headers": []}, nothing, nothing)
-        overloaded = False
-        await front({"type": "http", "method": "POST", "path": "/predict", "headers": []}, nothing, nothing)
-    finally:
-        guard_server()
-    assert asked == [
-        ("straight", "/predict"),
-        ("straight", "/batch_predict"),
-        ("serve", "/predict"),
-        ("serve", "/explain"),
-        ("serve", "/predict"),
-    ]
+    for method, path in requests:
+        scope = {"type": "http", "method": method, "path": path, "headers": []}
+        await front(scope, Messages(), Messages().send)
+    return taken
+
+
+async def test_predictions_go_past_serve_and_nothing_else(unguarded: None):
+    straight = await ways_of(("POST", "/predict"), ("POST", "/batch_predict"))
+    assert straight == ["straight", "straight"]
+    others = await ways_of(("GET", "/predict"), ("POST", "/explain"), ("POST", "/a/predict"), ("GET", "/health"))
+    assert others == ["serve"] * 4
+
+
+async def test_on_another_loop_than_the_classifier_s_predictions_go_through_serve(unguarded: None):
+    """Where Serve is not throughput-optimised, its HTTP server has a loop of its own."""
+    guard_server(Shortcut(refused, asyncio.new_event_loop()))
+    served: list[str] = []
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        served.append(scope["path"])
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
+    await Front(serve)(scope, Messages(), Messages().send)
+    assert served == ["/predict"]
+
+
+class Messages:
+    """What a server has received of a request; waits for more when that is read."""
+
+    def __init__(self, *messages: Message) -> None:
+        self._messages, self.sent = asyncio.Queue[Message](), list[Message]()
+        for message in messages:
+            self.add(message)
+
+    def add(self, message: Message) -> None:
+        self._messages.put_nowait(message)
+
+    async def __call__(self) -> Message:
+        return await self._messages.get()
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+
+HALF, REST = ({"type": "http.request", "body": b"a", "more_body": more} for more in (True, False))
+GONE = {"type": "http.disconnect"}
+
+
+async def refused(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("this is not asked")
+
+
+async def read_all(receive: Receive) -> None:
+    while (message := await receive()).get("more_body"):
+        pass
+    if message == GONE:
+        raise asyncio.CancelledError
+
+
+async def test_the_answer_of_a_client_that_stays_is_sent():
+    received = Messages(HALF, REST)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_all(receive)
+        await asyncio.sleep(0.01)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    await answer_while_connected(application, {}, received, received.send)
+    assert [message["status"] for message in received.sent] == [200]
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "something still waits for the client to go"
+
+
+@pytest.mark.parametrize("before", [(), (HALF,), (HALF, REST)])
+async def test_a_request_ends_when_its_client_goes_away(before: tuple[Message, ...]):
+    received, ends = Messages(*before), list[str]()
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await read_all(receive)
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+
+    request = asyncio.create_task(answer_while_connected(application, {}, received, received.send))
+    await asyncio.sleep(0.01)
+    received.add(GONE)
+    await asyncio.wait_for(request, 5)
+    assert (ends, received.sent, request.cancelling()) == (["cancelled"], [], 0)
+
+
+async def test_a_server_that_cancels_a_request_is_told_so():
+    received = Messages(REST)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_all(receive)
+        await asyncio.sleep(60)
+
+    request = asyncio.create_task(answer_while_connected(application, {}, received, received.send))
+    await asyncio.sleep(0.01)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(request, 5)
+    assert len(asyncio.all_tasks()) <= 2
+
+
+async def test_what_fails_fails_and_nothing_goes_on_watching():
+    received = Messages(REST)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_all(receive)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        await answer_while_connected(application, {}, received, received.send)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
