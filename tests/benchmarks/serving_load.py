@@ -7,6 +7,8 @@ open loop; prints one JSON document.
 Closed loop: ``--concurrency`` clients, each of which sends its next request when it has its answer. Open loop:
 ``--rate`` requests per second at random (Poisson) times, whether answers come or not, and a latency counts from the
 time when the request was due, so a server that falls behind cannot hide it (no coordinated omission).
+
+It shares the cores with what it measures, so it does little itself: its connections are on uvloop and httptools alone.
 """
 
 from __future__ import annotations
@@ -21,19 +23,106 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import urlsplit
 
-import aiohttp
+import httptools
 import numpy as np
+import uvloop
 
 _MOST_OPEN = 2000  # requests in flight of an open loop: beyond that the server is lost anyway
+
+
+class Connection(asyncio.Protocol):
+    """One request at a time over HTTP/1.1."""
+
+    def __init__(self, idle: list[Connection]) -> None:
+        self._idle = idle
+        self._parser = httptools.HttpResponseParser(self)
+        self._said_when = False
+
+    async def ask(self, request: bytes, timeout: float) -> tuple[str, bool]:
+        """The status of the answer, or what went wrong, and whether it says when to try again."""
+        loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[tuple[str, bool]] = loop.create_future()
+        self._said_when = False
+        late = loop.call_later(timeout, self._end, "TimeoutError")
+        self._transport.write(request)
+        try:
+            return await self._answer
+        finally:
+            late.cancel()
+
+    def _end(self, problem: str) -> None:
+        if not self._answer.done():
+            self._answer.set_result((problem, False))
+        self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Called by asyncio."""
+        if self in self._idle:
+            self._idle.remove(self)
+        else:
+            self._end(type(error or ConnectionResetError()).__name__)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._end(type(error).__name__)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        self._said_when |= name.lower() == b"retry-after"
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        if not self._answer.done():
+            self._answer.set_result((str(self._parser.get_status_code()), self._said_when))
+            if self._parser.should_keep_alive():
+                self._idle.append(self)
+                return
+        self._transport.close()
+
+
+class Client:
+    """POSTs JSON to one route, over as many connections as there are requests in work. ``timeout``: seconds."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._parts, self._timeout = urlsplit(url), timeout
+        self._idle: list[Connection] = []
+
+    def request(self, body: bytes) -> bytes:
+        """What is sent."""
+        head = f"POST {self._parts.path} HTTP/1.1\r\nhost: {self._parts.netloc}\r\ncontent-type: application/json\r\n"
+        return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+    async def post(self, request: bytes) -> tuple[str, bool]:
+        """The status of the answer, or what went wrong, and whether it says when to try again."""
+        if self._idle:
+            connection = self._idle.pop()
+        else:
+            loop = asyncio.get_running_loop()
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self._idle), self._parts.hostname or "", self._parts.port or 80
+                )
+            except OSError as error:
+                return type(error).__name__, False
+        return await connection.ask(request, self._timeout)
 
 
 class Load:
     """What was sent and what came back. ``latencies``: seconds of the answers that counted, in order of arrival."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, bodies: Sequence[bytes], counts_from: float) -> None:
-        self._session, self._url, self._bodies, self._counts_from = session, url, bodies, counts_from
+    def __init__(self, client: Client, bodies: Sequence[bytes], counts_from: float) -> None:
+        self._client, self._counts_from = client, counts_from
+        self._requests = [client.request(body) for body in bodies]
         self._sent = 0
         self.latencies: list[float] = []
         self.refused_latencies: list[float] = []
@@ -42,14 +131,9 @@ class Load:
 
     async def send(self, due: float) -> None:
         """One request; its latency counts from ``due`` (perf_counter)."""
-        body = self._bodies[self._sent % len(self._bodies)]
+        request = self._requests[self._sent % len(self._requests)]
         self._sent += 1
-        try:
-            async with self._session.post(self._url, data=body, headers={"content-type": "application/json"}) as answer:
-                await answer.read()
-                status, said_when = str(answer.status), "Retry-After" in answer.headers
-        except (aiohttp.ClientError, TimeoutError) as error:
-            status, said_when = type(error).__name__, False
+        status, said_when = await self._client.post(request)
         if due < self._counts_from:
             return
         self.statuses[status] += 1
@@ -92,17 +176,14 @@ async def run(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, An
         bodies = [json.dumps({"texts": part}).encode() for part in parts]
     else:
         bodies = [json.dumps({"text": text}).encode() for text in texts]
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=options.timeout)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        began = time.perf_counter() + options.warm_up
-        route = "batch_predict" if options.batch else "predict"
-        load = Load(session, f"{options.url}/{route}", bodies, began)
-        until = began + options.seconds
-        if options.rate:
-            await open_loop(load, options.rate, until, options.seed)
-        else:
-            await closed_loop(load, options.concurrency, until)
+    began = time.perf_counter() + options.warm_up
+    route = "batch_predict" if options.batch else "predict"
+    load = Load(Client(f"{options.url}/{route}", options.timeout), bodies, began)
+    until = began + options.seconds
+    if options.rate:
+        await open_loop(load, options.rate, until, options.seed)
+    else:
+        await closed_loop(load, options.concurrency, until)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "requests_per_s": len(load.latencies) / options.seconds,
@@ -136,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one request")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    json.dump(asyncio.run(run(options, json.loads(Path(options.texts).read_text(encoding="utf-8")))), sys.stdout)
+    json.dump(uvloop.run(run(options, json.loads(Path(options.texts).read_text(encoding="utf-8")))), sys.stdout)
     return 0
 
 
