@@ -18,7 +18,7 @@ import pytest
 from configs.exit_codes import ExitCode
 from tests.e2e.processes import Command
 
-pytestmark = [pytest.mark.realdata, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.realdata, pytest.mark.slow, pytest.mark.timeout(1800)]
 CONFIGS = Path(__file__).parent / "real_data"
 
 
@@ -61,9 +61,9 @@ def test_sentences_through_the_gate(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_reviews_through_the_gate_at_its_default_threshold(checkpoint: Path, tmp_path: Path) -> None:
-    """Two of the config's trials, and 1,000 of the 25,000 test reviews."""
-    changes = ["search.trials=2", "data.max_test_texts=1000"]
+    """One of the config's trials, on both cores, and 1,000 of the 25,000 test reviews: CI has no time for more."""
+    changes = ["search.trials=1", "search.cpus_per_trial=2", "data.max_test_texts=1000"]
     sets = [*files("imdb"), f"model.checkpoint={checkpoint}", *changes]
-    result = through_the_pipeline("reviews.yaml", sets, tmp_path, 1400)
+    result = through_the_pipeline("reviews.yaml", sets, tmp_path, 1700)
     assert 0.85 <= result["f1"] < 0.95
     assert "minimum F1 0.8500" in result["reason"]
