@@ -32,7 +32,7 @@ _HTTP_REQUESTS = 4096
 _OUR_ACCESS_LOG = {"enable_access_log": False}  # Serve's would say it again, with less
 _REFUSED_BY_SERVE: dict[str, Any] = {"backpressure_config": {"status_code": 429, "retry_after_s": 1}}
 # How often replicas tell their figures for autoscaling, and over how long these are averaged, seconds. Ray's 10 and 30
-# would hold up every decision; its controller passes 10 times a second anyway.
+# would hold up every decision; its controller passes several times a second anyway.
 _FIGURES_EVERY_S, _AVERAGED_S = 1.0, 5.0
 
 

@@ -27,7 +27,7 @@ def replicas_for(texts: Iterable[float], refused_texts: Iterable[float], *, targ
 
 
 def policy(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-    """Called by Serve ten times a second. While no replica has told its figures, nothing changes."""
+    """Called by Serve in every round of its controller. While no replica has told its figures, nothing changes."""
     figures = context.aggregated_metrics or {}
     if not figures.get(TEXTS) or context.config is None:
         return context.target_num_replicas, {}

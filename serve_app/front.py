@@ -3,10 +3,10 @@ and takes predictions to the application without Serve.
 
 In HAProxy mode each replica runs that server. It decodes headers of its own (x-request-id, x-request-timeout-seconds,
 ...) as UTF-8, and answers any other byte in them with a plain 500; and it appends the client's x-request-id to every
-response, however long it is. Its routing, context and figures take half a millisecond of a core for a request: a lone
-sentence was answered 7 % sooner without (docs/serving.md), and at four times the capacity they took half of the cores
-from forward passes. What Serve does for a request, predictions have of their own: admission, a deadline, metrics, an
-id, and an end when the client goes away. A replica that stops waits for them as for all requests: its HTTP server does.
+response, however long it is. Its routing, context and figures take half a millisecond of a core for a request
+(docs/serving.md has what it is without); at four times the capacity they took half of the cores from forward passes.
+What Serve does for a request, predictions have of their own: admission, a deadline, metrics, an id, and an end when the
+client goes away. A replica that stops waits for them as for all requests: its HTTP server does.
 """
 
 from __future__ import annotations

@@ -34,27 +34,34 @@ _MOST_OPEN = 2000  # requests in flight of an open loop: beyond that the server 
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time over HTTP/1.1."""
+    """One request at a time over HTTP/1.1, to a server whose answers say their length."""
 
     def __init__(self, idle: list[Connection]) -> None:
         self._idle = idle
         self._parser = httptools.HttpResponseParser(self)
         self._said_when = False
+        self._answer: asyncio.Future[tuple[str, bool]] | None = None
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._transport.is_closing()
 
     async def ask(self, request: bytes, timeout: float) -> tuple[str, bool]:
         """The status of the answer, or what went wrong, and whether it says when to try again."""
+        if self.is_closing:
+            return ConnectionResetError.__name__, False
         loop = asyncio.get_running_loop()
-        self._answer: asyncio.Future[tuple[str, bool]] = loop.create_future()
-        self._said_when = False
-        late = loop.call_later(timeout, self._end, "TimeoutError")
-        self._transport.write(request)
+        self._said_when, self._answer = False, loop.create_future()
+        late = loop.call_later(timeout, self._end, TimeoutError.__name__)
         try:
+            self._transport.write(request)
             return await self._answer
         finally:
             late.cancel()
 
     def _end(self, problem: str) -> None:
-        if not self._answer.done():
+        if self._answer is not None and not self._answer.done():
             self._answer.set_result((problem, False))
         self._transport.close()
 
@@ -82,7 +89,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
-        if not self._answer.done():
+        if self._answer is not None and not self._answer.done():
             self._answer.set_result((str(self._parser.get_status_code()), self._said_when))
             if self._parser.should_keep_alive():
                 self._idle.append(self)
@@ -104,16 +111,17 @@ class Client:
 
     async def post(self, request: bytes) -> tuple[str, bool]:
         """The status of the answer, or what went wrong, and whether it says when to try again."""
-        if self._idle:
-            connection = self._idle.pop()
-        else:
-            loop = asyncio.get_running_loop()
-            try:
+        while self._idle:
+            if not (connection := self._idle.pop()).is_closing:
+                return await connection.ask(request, self._timeout)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout):
                 _, connection = await loop.create_connection(
                     lambda: Connection(self._idle), self._parts.hostname or "", self._parts.port or 80
                 )
-            except OSError as error:
-                return type(error).__name__, False
+        except OSError as error:  # TimeoutError is one
+            return type(error).__name__, False
         return await connection.ask(request, self._timeout)
 
 
