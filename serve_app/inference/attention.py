@@ -1,14 +1,15 @@
 """Attention over packed texts.
 
 Attention is the one layer where texts must not see each other. On a GPU one variable-length kernel takes the whole
-row. On a processor long texts get one call each, and short ones are taken in groups of similar length, padded inside
-the group: a call costs about as much as the arithmetic of 100 tokens, so many tiny calls are slower than little waste.
+row. On a processor texts are taken in groups of similar length, padded inside the group. What computes a group there
+is PyTorch's fused kernel or, in bf16 and in training, two products for all its texts with a softmax between them: the
+kernel calls oneDNN for every head of every text, which takes longer than what it computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -16,30 +17,38 @@ from torch.nn import functional
 from serve_app.inference.dropout import keep_mask
 from serve_app.inference.packing import PackedBatch
 
-# Measured on 2 cores with AVX512-BF16: above this length padding costs more than the calls that it saves.
+# For the kernel, measured on 2 cores with AVX512-BF16: above this length padding costs more than the calls it saves.
 _LONGEST_GROUPED = 96
 _MOST_WASTE = 0.15
-# In training on a processor lengths are rounded up to a multiple of this: oneDNN compiles a kernel for every new shape
-# of a matrix product, 1 to 3 ms and megabytes each.
+# For products lengths are rounded up to a multiple of this: oneDNN compiles a kernel for every new shape of a product,
+# 1 to 3 ms and megabytes each, and a softmax in bf16 takes four times as long where rows are no multiples of 32.
 _LENGTH_STEP = 32
-# Most scores per head in one call of training: 2 texts of 256 tokens. Their matrices then stay small.
-_MOST_SCORES = 2 * 256 * 256
+# Most scores per head in one group for products. In training 2 texts of 256 tokens: their matrices stay small. Else 8
+# of 32: larger groups are no faster, and with few sizes of groups there are few shapes (75 MB less for sentences).
+_MOST_SCORES_TRAINING, _MOST_SCORES = 2 * 256 * 256, 8 * 32 * 32
+# Rows of fewer tokens go to the kernel in bf16 too: products take 0.1 ms however little there is to compute, and the
+# kernel less for a text of up to 50 tokens, two of 25 (one core of an EPYC with AVX512-BF16; two cores: 60 and 30).
+_FEWEST_FOR_PRODUCTS = 64
 
 
 @dataclass(frozen=True)
 class TextGroup:
-    """Neighbouring texts that share one attention call: tokens ``start`` to ``stop`` of the row.
+    """Neighbouring texts that are computed together: tokens ``start`` to ``stop`` of the row.
 
-    ``longest``: places of each text. ``real``: int64 [stop - start], the place of every token among all places of the
-    group. ``mask``: bool [texts, 1, 1, longest], true where a key is real. Both are None when every place is taken.
+    ``by_products``: not by the fused kernel. ``longest``: places of each text. Where texts are shorter: ``real``, int64
+    [stop - start], the place of every token among all places of the group; ``tokens``, int64 [texts * longest], what
+    stands at each place, which behind a text is its first token again; ``bias``, [texts, 1, 1, longest], what is added
+    to the scores: 0 for a token, else -infinity. All are None when every place is taken.
     """
 
     start: int
     stop: int
     texts: int
     longest: int
+    by_products: bool
     real: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -59,28 +68,32 @@ def takes_whole_row(device_type: str, dtype: torch.dtype, dropout: float) -> boo
     return device_type == "cuda" and dtype in (torch.bfloat16, torch.float16) and not dropout
 
 
-def plan_attention(batch: PackedBatch, whole_row: bool = False) -> AttentionPlan:
-    """The groups of ``batch``, whose texts stand in order of length; none with ``whole_row``, see takes_whole_row."""
-    if whole_row:
-        return AttentionPlan(batch.cu_seqlens, batch.lengths[-1], ())
+def plan_attention(batch: PackedBatch, dtype: torch.dtype, dropout: float = 0.0) -> AttentionPlan:
+    """For ``batch``, whose texts stand in order of length, on its device. ``dtype``: of queries, keys and values;
+    ``dropout``: a probability."""
     device = batch.input_ids.device
-    rounded = torch.is_grad_enabled() and device.type == "cpu"
-    places = [-(-length // _LENGTH_STEP) * _LENGTH_STEP if rounded else length for length in batch.lengths]
+    if takes_whole_row(device.type, dtype, dropout):
+        return AttentionPlan(batch.cu_seqlens, batch.lengths[-1], ())
+    in_bf16 = dtype == torch.bfloat16 and sum(batch.lengths) >= _FEWEST_FOR_PRODUCTS
+    by_products = device.type == "cpu" and (in_bf16 or torch.is_grad_enabled())
+    places = [-(-length // _LENGTH_STEP) * _LENGTH_STEP if by_products else length for length in batch.lengths]
+    most_scores = _MOST_SCORES_TRAINING if torch.is_grad_enabled() else _MOST_SCORES
     groups, first, start = [], 0, 0
     for end in range(1, len(batch) + 1):
         if end < len(batch) and (
-            _same_shape(places, first, end) if rounded else _little_waste(batch.lengths, first, end)
+            _same_shape(places, first, end, most_scores) if by_products else _little_waste(batch.lengths, first, end)
         ):
             continue
         stop = start + sum(batch.lengths[first:end])
-        groups.append(_group(batch.lengths[first:end], start, stop, places[end - 1], device))
+        taken = TextGroup(start, stop, end - first, places[end - 1], by_products)
+        groups.append(_padded(taken, batch.lengths[first:end], dtype, device))
         first, start = end, stop
     return AttentionPlan(batch.cu_seqlens, batch.lengths[-1], tuple(groups))
 
 
-def _same_shape(places: Sequence[int], first: int, candidate: int) -> bool:
+def _same_shape(places: Sequence[int], first: int, candidate: int, most_scores: int) -> bool:
     longest = places[candidate]
-    return longest == places[first] and (candidate - first + 1) * longest**2 <= _MOST_SCORES
+    return longest == places[first] and (candidate - first + 1) * longest**2 <= most_scores
 
 
 def _little_waste(lengths: Sequence[int], first: int, candidate: int) -> bool:
@@ -91,11 +104,15 @@ def _little_waste(lengths: Sequence[int], first: int, candidate: int) -> bool:
     return longest <= _LONGEST_GROUPED and places - sum(lengths[first : candidate + 1]) <= _MOST_WASTE * places
 
 
-def _group(lengths: Sequence[int], start: int, stop: int, longest: int, device: torch.device) -> TextGroup:
-    if lengths[0] == longest:
-        return TextGroup(start, stop, len(lengths), longest)
-    taken = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
-    return TextGroup(start, stop, len(lengths), longest, taken.flatten().nonzero()[:, 0], taken[:, None, None, :])
+def _padded(group: TextGroup, lengths: Sequence[int], dtype: torch.dtype, device: torch.device) -> TextGroup:
+    """``group`` with what its texts of these ``lengths`` need."""
+    if lengths[0] == group.longest:
+        return group
+    of_texts, places = torch.tensor(lengths, device=device)[:, None], torch.arange(group.longest, device=device)
+    taken = places < of_texts
+    tokens = of_texts.cumsum(0) - of_texts + places * taken
+    bias = torch.zeros(taken.shape, dtype=dtype, device=device).masked_fill_(~taken, -torch.inf)
+    return replace(group, real=taken.flatten().nonzero()[:, 0], tokens=tokens.flatten(), bias=bias[:, None, None, :])
 
 
 def packed_attention(
@@ -138,12 +155,11 @@ def joined_attention(rows: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
     token side by side: one copy brings all three to their places. On a processor, without gradients.
     """
     tokens = [group.stop - group.start for group in plan.groups]
-    filler = len(rows) - sum(tokens)
+    filler, scaling = len(rows) - sum(tokens), rows.shape[-1] ** -0.5
     parts = []
     for group, row in zip(plan.groups, rows.split([*tokens, filler]), strict=False):
-        query, key, value = _in_places(row, group).permute(2, 0, 3, 1, 4)
-        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=group.mask)
-        parts.append(_in_row(out, group))
+        query, key, value = _in_places(row, group).permute(2, 0, 3, 1, 4).unbind()
+        parts.append(_in_row(_attended(query, key, value, group, 0.0, scaling), group))
     if filler:
         parts.append(rows.new_zeros(filler, *rows.shape[2:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -155,25 +171,32 @@ def _attend(
     """One group's attention, [tokens of the group, heads, head width], or as many as ``query`` has."""
     every_token = len(query) == len(key)
     query = _spread(query, group) if every_token else query.unsqueeze(2)
-    key, value = _spread(key, group), _spread(value, group)
-    if query.requires_grad and not query.is_cuda:
-        out = _attend_for_training(query, key, value, group.mask, dropout, scaling)
-    else:
-        out = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=group.mask, dropout_p=dropout, scale=scaling
-        )
+    out = _attended(query, _spread(key, group), _spread(value, group), group, dropout, scaling)
     return _in_row(out, group) if every_token else out.squeeze(2)
 
 
+def _attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: TextGroup, dropout: float, scaling: float
+) -> torch.Tensor:
+    """[texts, heads, queries, head width]; keys and values have the group's places."""
+    if group.by_products:
+        return _attended_by_products(query, key, value, group.bias, dropout, scaling)
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=group.bias, dropout_p=dropout, scale=scaling
+    )
+
+
 def _spread(row: torch.Tensor, group: TextGroup) -> torch.Tensor:
-    """[texts, heads, longest, head width] of a group's tokens [tokens, heads, head width]; zeros behind short texts."""
+    """[texts, heads, longest, head width] of a group's tokens [tokens, heads, head width]."""
     return _in_places(row, group).transpose(1, 2)
 
 
 def _in_places(row: torch.Tensor, group: TextGroup) -> torch.Tensor:
-    """[texts, longest, ...] of a group's tokens [tokens, ...]; zeros behind short texts."""
-    if group.real is not None:
+    """[texts, longest, ...] of a group's tokens [tokens, ...]; behind a short text stands nothing of another."""
+    if group.real is not None and row.requires_grad:  # the gradient of a copy is no sum
         row = row.new_zeros(group.texts * group.longest, *row.shape[1:]).index_copy(0, group.real, row)
+    elif group.tokens is not None:
+        row = row.index_select(0, group.tokens)
     return row.reshape(group.texts, group.longest, *row.shape[1:])
 
 
@@ -183,28 +206,33 @@ def _in_row(out: torch.Tensor, group: TextGroup) -> torch.Tensor:
     return flat if group.real is None else flat.index_select(0, group.real)
 
 
-def _attend_for_training(
+def _attended_by_products(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
     dropout: float,
     scaling: float,
 ) -> torch.Tensor:
-    """What ``scaled_dot_product_attention`` computes, with gradients, on a processor: [texts, heads, queries, width].
+    """What ``scaled_dot_product_attention`` computes, on a processor: [texts, heads, queries, width].
 
-    PyTorch's fused kernel there has a slow backward pass and no dropout, and with dropout it falls back to a path that
-    draws its random numbers one by one: 5.3 and 10.8 ms for a text of 256 tokens and 12 heads in bf16, against 2.6 and
-    4.0 ms (one core with AMX, forward and backward).
+    In bf16 the fused kernel took 1.0 ms for ten texts of 28 tokens and 2.9 ms for one of 256, this 0.6 and 1.7: a whole
+    forward pass takes 4 to 5 % less (one core of an EPYC with AVX512-BF16, DistilBERT-base). With gradients the kernel
+    has a slow backward pass and no dropout, and with dropout it falls back to a path that draws its random numbers one
+    by one: 5.3 and 10.8 ms for a text of 256 tokens, against 2.6 and 4.0 ms (one core with AMX, forward and backward).
     """
-    texts, heads, queries, width = query.shape
-    query, key, value = (tensor.flatten(0, 1) for tensor in (query * scaling, key, value))
-    scores = torch.bmm(query, key.transpose(1, 2))
-    if mask is not None:
-        bias = torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
+    texts, heads, queries, _ = query.shape
+    query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
+    if bias is None:
+        scores = torch.bmm(query * scaling, key.transpose(1, 2))
+    elif query.requires_grad:
+        scores = torch.bmm(query * scaling, key.transpose(1, 2))
         scores = (scores.view(texts, heads, queries, -1) + bias).view_as(scores)
+    else:  # in one go; with gradients it made a step of training on sentences 5 % slower
+        every = bias.expand(texts, heads, queries, -1).flatten(0, 1)
+        scores = torch.baddbmm(every, query, key.transpose(1, 2), alpha=scaling)
     weights = torch.softmax(scores, dim=-1)
     if dropout:
         kept, scale = keep_mask(weights, dropout)
         weights, value = weights * kept, value * scale
-    return torch.bmm(weights, value).view(texts, heads, queries, width)
+    return torch.bmm(weights, value).view(texts, heads, queries, -1)

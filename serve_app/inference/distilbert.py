@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from serve_app.inference.attention import AttentionPlan, packed_attention, plan_attention, takes_whole_row
+from serve_app.inference.attention import AttentionPlan, packed_attention, plan_attention
 from serve_app.inference.dropout import Dropout
 from serve_app.inference.packing import PackedBatch
 
@@ -212,7 +212,7 @@ class PackedDistilBert(nn.Module):
             # Else the residual stream would stay in fp32, and every linear layer would copy its input.
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         dropout = self.config.attention_dropout if self.training else 0.0
-        plan = plan_attention(batch, takes_whole_row(hidden.device.type, hidden.dtype, dropout))
+        plan = plan_attention(batch, hidden.dtype, dropout)
         first_tokens = self.distilbert["transformer"](hidden, plan)
         logits = self.classifier(self.dropout(torch.relu(self.pre_classifier(first_tokens))))
         return torch.empty_like(logits).index_copy(0, batch.order, logits)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from serve_app.inference.attention import plan_attention, takes_whole_row
+from serve_app.inference.attention import joined_attention, packed_attention, plan_attention, takes_whole_row
 from serve_app.inference.distilbert import PackedDistilBert, row_filler
 from serve_app.inference.families import new_distilbert
 from serve_app.inference.packing import pack, plan_batches
@@ -76,6 +76,38 @@ def test_bf16_probabilities_within_two_hundredths(model: PackedDistilBert) -> No
     assert (expected - found).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("lengths", [[1], [5, 5], [63], [64], [3, 40, 40, 90], [31, 32, 33] * 9, LENGTHS])
+def test_bf16_attends_like_fp32_however_it_is_computed(lengths: list[int]) -> None:
+    """By the fused kernel or by products, with every place taken or not: see ``plan_attention``."""
+    rng = np.random.default_rng(9)
+    batch = pack([np.ones(length, dtype=np.int32) for length in lengths])
+    three = [torch.from_numpy(rng.normal(size=(sum(lengths) + 5, 4, 16)).astype(np.float32)) for _ in range(3)]
+    with torch.inference_mode():
+        exact = plan_attention(batch, torch.float32)
+        plan = plan_attention(batch, torch.bfloat16)
+        assert {group.by_products for group in plan.groups} == {sum(lengths) >= 64}
+        halved = [tensor.to(torch.bfloat16) for tensor in three]
+        expected = packed_attention(*three, exact)
+        for found in (packed_attention(*halved, plan), joined_attention(torch.stack(halved, 1), plan)):
+            torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0.03)
+        first = batch.cu_seqlens[:-1]
+        of_first = packed_attention(halved[0][first], *halved[1:], plan, first_tokens=True)
+        torch.testing.assert_close(of_first.float(), expected[first], atol=0.03, rtol=0.03)
+
+
+def test_a_text_with_nan_leaves_its_neighbours_alone() -> None:
+    rng = np.random.default_rng(10)
+    lengths = [9, 20, 30, 40]
+    rows = torch.from_numpy(rng.normal(size=(sum(lengths), 3, 4, 16)).astype(np.float32))
+    rows[9:29] = torch.nan
+    batch = pack([np.ones(length, dtype=np.int32) for length in lengths])
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            found = joined_attention(rows.to(dtype), plan_attention(batch, dtype))
+            finite = found.isfinite().flatten(1).all(1)
+            assert finite.tolist() == [True] * 9 + [False] * 20 + [True] * 70
+
+
 def test_gradients_equal_padded_ones(model: PackedDistilBert) -> None:
     tokens = tokens_of(np.random.default_rng(3), [3, 9, 10, 11, 40, 120], 300)
     packed, stock = copy.deepcopy(model), stock_of(model)
@@ -128,7 +160,8 @@ def test_batches_keep_order_and_budget() -> None:
 def test_training_has_few_shapes_and_little_filler() -> None:
     """Every new shape costs a compiled kernel: see ``row_filler`` and the plan of attention."""
     lengths = np.random.default_rng(7).integers(1, 513, size=(300, 8))
-    plans = [plan_attention(pack([np.ones(length, dtype=np.int32) for length in row])) for row in lengths]
+    batches = [pack([np.ones(length, dtype=np.int32) for length in row]) for row in lengths]
+    plans = [plan_attention(batch, torch.float32) for batch in batches]
     assert {group.longest for plan in plans for group in plan.groups} <= set(range(32, 513, 32))
     totals = range(1, 20_000)
     assert all(row_filler(tokens) <= max(15, tokens / 16) for tokens in totals)
@@ -153,7 +186,7 @@ def test_only_first_tokens_are_computed_in_the_last_block(model: PackedDistilBer
         ("cpu", torch.bfloat16, 0.0, False),
     ],
 )
-def test_groups_are_made_only_where_they_are_used(device: str, dtype: torch.dtype, dropout: float, whole: bool) -> None:
+def test_half_precision_on_a_gpu_takes_the_whole_row(
+    device: str, dtype: torch.dtype, dropout: float, whole: bool
+) -> None:
     assert takes_whole_row(device, dtype, dropout) == whole
-    batch = pack([np.ones(length, dtype=np.int32) for length in (2, 90)])
-    assert bool(plan_attention(batch, whole).groups) != whole
