@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.serving                                          # built-in texts
     python -m tests.benchmarks.serving --sentences a.parquet --reviews b.parquet   # column text
+    python -m tests.benchmarks.serving --rounds 2 --seconds 5                   # there and back: machines drift
     python -m tests.benchmarks.serving --overload 30                            # ours alone, at four times its capacity
     python -m tests.benchmarks.serving --overload 30 --settings cpus_per_replica=1  # with one core for forward passes
 
@@ -27,8 +28,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.overload:
             rows = overload(folder, files, options)
         else:
-            precisions = ["auto"] + ["int8"] * (OURS_INT8 in options.contenders)
-            rows = [raw(folder, name, texts, precision) for precision in precisions for name, texts in kinds.items()]
-            for contender in options.contenders:
-                rows += measure(contender, folder, files, options)
+            rows = mean([one_round(number, folder, kinds, files, options) for number in range(options.rounds)])
     print(overload_table(rows) if options.overload else table(rows))
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -126,6 +125,34 @@ def raw(folder: Path, kind: str, texts: Sequence[str], precision: str = "auto", 
         "requests_per_s": rate,
         "p50_ms": float(np.median(singles)) * 1000, "p95_ms": None, "p99_ms": None, "errors": 0,
     }  # fmt: skip
+
+
+def one_round(
+    number: int, folder: Path, kinds: dict[str, list[str]], files: dict[str, Path], options: argparse.Namespace
+) -> list[Row]:
+    """The engine without HTTP and all contenders, every second time the other way round."""
+    precisions = ["auto"] + ["int8"] * (OURS_INT8 in options.contenders)
+    steps: list[Callable[[], list[Row]]] = [
+        lambda: [raw(folder, name, texts, precision) for precision in precisions for name, texts in kinds.items()]
+    ]
+    steps += [partial(measure, contender, folder, files, options) for contender in options.contenders]
+    return [row for step in (reversed(steps) if number % 2 else steps) for row in step()]
+
+
+def mean(rounds: Sequence[Sequence[Row]]) -> list[Row]:
+    """Of all rounds, row by row; errors are added up."""
+    of_row: dict[tuple[str, ...], list[Row]] = {}
+    for row in (row for rows in rounds for row in rows):
+        of_row.setdefault((row["contender"], row["kind"], row["load"].split(",")[0]), []).append(row)
+    return [
+        rows[0]
+        | {
+            name: None if rows[0][name] is None else float(np.mean([row[name] for row in rows]))
+            for name in ("requests_per_s", "p50_ms", "p95_ms", "p99_ms")
+        }
+        | {"errors": sum(row["errors"] for row in rows)}
+        for rows in of_row.values()
+    ]
 
 
 def measure(contender: str, folder: Path, files: dict[str, Path], options: argparse.Namespace) -> list[Row]:
@@ -296,6 +323,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--concurrency", nargs="+", type=int, default=list(CONCURRENCIES))
     parser.add_argument("--seconds", type=float, default=15.0, help="of each load (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="the mean of so many is told; machines drift")
     parser.add_argument("--overload", type=float, metavar="SECONDS", help="only this: ours at four times its capacity")
     parser.add_argument("--settings", nargs="+", metavar="NAME=VALUE", default=[], help="of serving, for ours")
     parser.add_argument("--picture", metavar="FILE.png")

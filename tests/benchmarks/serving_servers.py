@@ -106,7 +106,7 @@ def tutorial(folder: Path, port: int) -> None:
         async def __call__(self, request: Request) -> Any:
             return await self.batch((await request.json())["text"])
 
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     deployment: Any = Classifier
     serve.run(deployment.bind(), route_prefix="/predict")
