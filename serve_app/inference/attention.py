@@ -1,13 +1,14 @@
 """Attention over packed texts.
 
 Attention is the one layer where texts must not see each other. On a GPU one variable-length kernel takes the whole
-row. On a processor texts are taken in groups of similar length, padded inside the group. What computes a group there
-is PyTorch's fused kernel or, in bf16 and in training, two products for all its texts with a softmax between them: the
-kernel calls oneDNN for every head of every text, which takes longer than what it computes.
+row. On a processor texts are taken in groups of similar length, padded inside the group. A group is computed by
+PyTorch's fused kernel, or by two products for all heads of all its texts with a softmax between them: in training, and
+in bf16 where the kernel multiplies one head of one text at a time, and so slowly (processors without AMX).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,24 +22,28 @@ from serve_app.inference.packing import PackedBatch
 _LONGEST_GROUPED = 96
 _MOST_WASTE = 0.15
 # For products lengths are rounded up to a multiple of this: oneDNN compiles a kernel for every new shape of a product,
-# 1 to 3 ms and megabytes each, and a softmax in bf16 takes four times as long where rows are no multiples of 32.
+# 1 to 3 ms and megabytes each, and a softmax in bf16 takes 4 times as long for rows of 28 as for rows of 32.
 _LENGTH_STEP = 32
 # Most scores per head in one group for products. In training 2 texts of 256 tokens: their matrices stay small. Else 8
-# of 32: larger groups are no faster, and with few sizes of groups there are few shapes (75 MB less for sentences).
+# of 32: larger groups were no faster, and few sizes of groups are few shapes (600 batches of 1 to 19 sentences,
+# DistilBERT-base: 228 MB more than at first instead of 291).
 _MOST_SCORES_TRAINING, _MOST_SCORES = 2 * 256 * 256, 8 * 32 * 32
-# Rows of fewer tokens go to the kernel in bf16 too: products take 0.1 ms however little there is to compute, and the
-# kernel less for a text of up to 50 tokens, two of 25 (one core of an EPYC with AVX512-BF16; two cores: 60 and 30).
+# In bf16 the kernel keeps what products would take longer for (one core of an EPYC with AVX512-BF16): rows of fewer
+# tokens than this, since products take 0.1 ms however little there is to compute; and texts so short that rounded up
+# they have twice as many places: 40 of 8 tokens took 2.6 instead of 1.4 ms.
 _FEWEST_FOR_PRODUCTS = 64
+_MOST_PLACES_PER_TOKEN = 2
 
 
 @dataclass(frozen=True)
 class TextGroup:
     """Neighbouring texts that are computed together: tokens ``start`` to ``stop`` of the row.
 
-    ``by_products``: not by the fused kernel. ``longest``: places of each text. Where texts are shorter: ``real``, int64
-    [stop - start], the place of every token among all places of the group; ``tokens``, int64 [texts * longest], what
-    stands at each place, which behind a text is its first token again; ``bias``, [texts, 1, 1, longest], what is added
-    to the scores: 0 for a token, else -infinity. All are None when every place is taken.
+    ``longest``: places of each text. ``by_products``: by two products and a softmax, else by the fused kernel. Where
+    texts are shorter: ``real``, int64 [stop - start], the place in the group of each of its tokens; ``tokens``, int64
+    [texts * longest], the token of the group, counted from its first, that stands at each place, which behind a text is
+    that text's first one again; ``bias``, [texts, 1, 1, longest], what is added to the scores: 0 for a token, else
+    -infinity. All three are None when every place is taken.
     """
 
     start: int
@@ -69,15 +74,18 @@ def takes_whole_row(device_type: str, dtype: torch.dtype, dropout: float) -> boo
 
 
 def plan_attention(batch: PackedBatch, dtype: torch.dtype, dropout: float = 0.0) -> AttentionPlan:
-    """For ``batch``, whose texts stand in order of length, on its device. ``dtype``: of queries, keys and values;
-    ``dropout``: a probability."""
+    """How the attention of ``batch``, whose texts stand in order of length, is computed on its device; for one with
+    gradients if they are switched on now. ``dtype``: of queries, keys and values; ``dropout``: a probability."""
     device = batch.input_ids.device
     if takes_whole_row(device.type, dtype, dropout):
         return AttentionPlan(batch.cu_seqlens, batch.lengths[-1], ())
-    in_bf16 = dtype == torch.bfloat16 and sum(batch.lengths) >= _FEWEST_FOR_PRODUCTS
-    by_products = device.type == "cpu" and (in_bf16 or torch.is_grad_enabled())
-    places = [-(-length // _LENGTH_STEP) * _LENGTH_STEP if by_products else length for length in batch.lengths]
-    most_scores = _MOST_SCORES_TRAINING if torch.is_grad_enabled() else _MOST_SCORES
+    training = torch.is_grad_enabled()
+    rounded = [-(-length // _LENGTH_STEP) * _LENGTH_STEP for length in batch.lengths]
+    by_products = device.type == "cpu" and (
+        training or (dtype == torch.bfloat16 and _worth_products(batch.lengths, rounded) and has_slow_kernel())
+    )
+    places = rounded if by_products else batch.lengths
+    most_scores = _MOST_SCORES_TRAINING if training else _MOST_SCORES
     groups, first, start = [], 0, 0
     for end in range(1, len(batch) + 1):
         if end < len(batch) and (
@@ -89,6 +97,23 @@ def plan_attention(batch: PackedBatch, dtype: torch.dtype, dropout: float = 0.0)
         groups.append(_padded(taken, batch.lengths[first:end], dtype, device))
         first, start = end, stop
     return AttentionPlan(batch.cu_seqlens, batch.lengths[-1], tuple(groups))
+
+
+@functools.cache
+def has_slow_kernel() -> bool:
+    """Whether this processor multiplies bf16, but without AMX: with it, the fused kernel took 0.6 ms for a text of 256
+    tokens and products 0.9."""
+    return has_bf16_products() and not torch.cpu._is_amx_tile_supported()
+
+
+def has_bf16_products() -> bool:
+    """Whether oneDNN computes products in bf16 on this processor."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _worth_products(lengths: Sequence[int], rounded: Sequence[int]) -> bool:
+    tokens = sum(lengths)
+    return tokens >= _FEWEST_FOR_PRODUCTS and _MOST_PLACES_PER_TOKEN * tokens >= sum(rounded)
 
 
 def _same_shape(places: Sequence[int], first: int, candidate: int, most_scores: int) -> bool:
@@ -193,7 +218,7 @@ def _spread(row: torch.Tensor, group: TextGroup) -> torch.Tensor:
 
 def _in_places(row: torch.Tensor, group: TextGroup) -> torch.Tensor:
     """[texts, longest, ...] of a group's tokens [tokens, ...]; behind a short text stands nothing of another."""
-    if group.real is not None and row.requires_grad:  # the gradient of a copy is no sum
+    if group.real is not None and row.requires_grad:  # whose gradient gathers, that of index_select adds up
         row = row.new_zeros(group.texts * group.longest, *row.shape[1:]).index_copy(0, group.real, row)
     elif group.tokens is not None:
         row = row.index_select(0, group.tokens)
@@ -217,20 +242,22 @@ def _attended_by_products(
     """What ``scaled_dot_product_attention`` computes, on a processor: [texts, heads, queries, width].
 
     In bf16 the fused kernel took 1.0 ms for ten texts of 28 tokens and 2.9 ms for one of 256, this 0.6 and 1.7: a whole
-    forward pass takes 4 to 5 % less (one core of an EPYC with AVX512-BF16, DistilBERT-base). With gradients the kernel
-    has a slow backward pass and no dropout, and with dropout it falls back to a path that draws its random numbers one
-    by one: 5.3 and 10.8 ms for a text of 256 tokens, against 2.6 and 4.0 ms (one core with AMX, forward and backward).
+    forward pass takes 4 to 5 % less (one core of an EPYC with AVX512-BF16, DistilBERT-base). Scores and weights are
+    rounded to bf16 here, which doubles attention's own rounding error; probabilities are as far from those in fp32 as
+    with the kernel (MiniLM, 120 sentences: 0.005 at most). With gradients the kernel has a slow backward pass and no
+    dropout, and with dropout it falls back to a path that draws its random numbers one by one: 5.3 and 10.8 ms for a
+    text of 256 tokens, against 2.6 and 4.0 ms (one core with AMX, forward and backward).
     """
     texts, heads, queries, _ = query.shape
     query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
-    if bias is None:
+    if query.requires_grad:
         scores = torch.bmm(query * scaling, key.transpose(1, 2))
-    elif query.requires_grad:
-        scores = torch.bmm(query * scaling, key.transpose(1, 2))
-        scores = (scores.view(texts, heads, queries, -1) + bias).view_as(scores)
+        if bias is not None:
+            scores = (scores.view(texts, heads, queries, -1) + bias).view_as(scores)
     else:  # in one go; with gradients it made a step of training on sentences 5 % slower
-        every = bias.expand(texts, heads, queries, -1).flatten(0, 1)
-        scores = torch.baddbmm(every, query, key.transpose(1, 2), alpha=scaling)
+        every = query.new_zeros(()) if bias is None else bias.expand(texts, heads, queries, -1).flatten(0, 1)
+        beta = 0 if bias is None else 1
+        scores = torch.baddbmm(every, query, key.transpose(1, 2), beta=beta, alpha=scaling)
     weights = torch.softmax(scores, dim=-1)
     if dropout:
         kept, scale = keep_mask(weights, dropout)

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from configs.exit_codes import UsageError
+from serve_app.inference.attention import has_bf16_products
 from serve_app.inference.distilbert import PackedDistilBert
 from serve_app.inference.explanation import Explainer
 from serve_app.inference.families import PackedModel
 from serve_app.inference.folder import ModelFolderError
 from serve_app.inference.int8 import has_int8, quantize
 from serve_app.inference.packing import pack, plan_batches
-from serve_app.inference.prepacked import has_prepacked, prepack, unpack
+from serve_app.inference.prepacked import prepack, unpack
 from serve_app.inference.saved_model import (
     ModelInfo,
     read_info,
@@ -85,7 +86,7 @@ class Engine:
         if isinstance(exact, PackedDistilBert) and device.type == "cpu":
             if precision == "int8":
                 self._model = quantize(exact)
-            elif precision == "bf16" and has_prepacked():
+            elif precision == "bf16" and has_bf16_products():
                 self._model = packed = prepack(exact)
                 self._with_gradients = lambda: unpack(packed)
         self._tokenizer, self._sample = tokenizer, sample

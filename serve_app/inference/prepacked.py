@@ -17,11 +17,6 @@ from serve_app.inference.distilbert import Attention, FeedForward, PackedDistilB
 from serve_app.inference.rebuilding import JoinedAttention, rebuilt
 
 
-def has_prepacked() -> bool:
-    """Whether oneDNN computes products in bf16 on this processor."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def prepack(model: PackedDistilBert) -> PackedDistilBert:
     """A model like ``model``, in bf16 on a processor; it shares all but the blocks' linear layers with ``model``."""
     return rebuilt(model, lambda exact, last: JoinedAttention(exact, PrepackedLinear, last=last), PrepackedFeedForward)

@@ -1,16 +1,18 @@
 """The packed forward gives what the usual padded one gives, with the stock transformers model as the judge."""
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from serve_app.inference import attention
 from serve_app.inference.attention import joined_attention, packed_attention, plan_attention, takes_whole_row
 from serve_app.inference.distilbert import PackedDistilBert, row_filler
 from serve_app.inference.families import new_distilbert
-from serve_app.inference.packing import pack, plan_batches
+from serve_app.inference.packing import PackedBatch, pack, plan_batches
 from serve_app.inference.token_ids import TokenizedTexts
 from tests.tiny import tokens_of
 
@@ -76,18 +78,27 @@ def test_bf16_probabilities_within_two_hundredths(model: PackedDistilBert) -> No
     assert (expected - found).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("lengths", [[1], [5, 5], [63], [64], [3, 40, 40, 90], [31, 32, 33] * 9, LENGTHS])
-def test_bf16_attends_like_fp32_however_it_is_computed(lengths: list[int]) -> None:
-    """By the fused kernel or by products, with every place taken or not: see ``plan_attention``."""
+@pytest.fixture(params=[True, False], ids=["slow kernel", "fast kernel"])
+def slow_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both kinds of processors, on any: see ``has_slow_kernel``."""
+    monkeypatch.setattr(attention, "has_slow_kernel", lambda: request.param)
+    return bool(request.param)
+
+
+def batch_of(lengths: Sequence[int]) -> PackedBatch:
+    return pack([np.ones(length, dtype=np.int32) for length in lengths])
+
+
+@pytest.mark.parametrize("lengths", [[1], [5, 5], [3, 40, 40, 90], [31, 32, 33] * 9, [4] * 40, LENGTHS])
+def test_bf16_attends_like_fp32_however_it_is_computed(lengths: list[int], slow_kernel: bool) -> None:
+    """By the fused kernel or by products, with every place taken or not."""
     rng = np.random.default_rng(9)
-    batch = pack([np.ones(length, dtype=np.int32) for length in lengths])
+    batch = batch_of(lengths)
     three = [torch.from_numpy(rng.normal(size=(sum(lengths) + 5, 4, 16)).astype(np.float32)) for _ in range(3)]
     with torch.inference_mode():
-        exact = plan_attention(batch, torch.float32)
+        expected = packed_attention(*three, plan_attention(batch, torch.float32))
         plan = plan_attention(batch, torch.bfloat16)
-        assert {group.by_products for group in plan.groups} == {sum(lengths) >= 64}
         halved = [tensor.to(torch.bfloat16) for tensor in three]
-        expected = packed_attention(*three, exact)
         for found in (packed_attention(*halved, plan), joined_attention(torch.stack(halved, 1), plan)):
             torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0.03)
         first = batch.cu_seqlens[:-1]
@@ -95,17 +106,52 @@ def test_bf16_attends_like_fp32_however_it_is_computed(lengths: list[int]) -> No
         torch.testing.assert_close(of_first.float(), expected[first], atol=0.03, rtol=0.03)
 
 
-def test_a_text_with_nan_leaves_its_neighbours_alone() -> None:
-    rng = np.random.default_rng(10)
-    lengths = [9, 20, 30, 40]
-    rows = torch.from_numpy(rng.normal(size=(sum(lengths), 3, 4, 16)).astype(np.float32))
-    rows[9:29] = torch.nan
-    batch = pack([np.ones(length, dtype=np.int32) for length in lengths])
+def test_products_are_for_many_tokens_and_little_waste(slow_kernel: bool) -> None:
+    def by_products(lengths: Sequence[int], dtype: torch.dtype = torch.bfloat16) -> bool:
+        (found,) = {group.by_products for group in plan_attention(batch_of(lengths), dtype).groups}
+        return found
+
     with torch.inference_mode():
-        for dtype in (torch.float32, torch.bfloat16):
-            found = joined_attention(rows.to(dtype), plan_attention(batch, dtype))
-            finite = found.isfinite().flatten(1).all(1)
-            assert finite.tolist() == [True] * 9 + [False] * 20 + [True] * 70
+        assert by_products([28] * 10) == by_products([256]) == by_products([12, 20, 28, 40, 60]) == slow_kernel
+        assert not by_products([28])  # few tokens
+        assert not by_products([8] * 40)  # places for four times as many
+        assert not by_products([256], torch.float32)
+    assert by_products([28], torch.float32)  # with gradients
+
+
+def test_a_text_with_nan_leaves_its_neighbours_alone(slow_kernel: bool) -> None:
+    rng = np.random.default_rng(10)
+    batch = batch_of([9, 36, 38, 40])  # the last three in one group, also for the kernel
+    rows = torch.from_numpy(rng.normal(size=(123, 3, 4, 16)).astype(np.float32))
+    rows[45:83] = torch.nan
+    clean = torch.tensor([True] * 45 + [False] * 38 + [True] * 40)
+    first = batch.cu_seqlens[:-1]
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.inference_mode():
+            halved, plan = rows.to(dtype), plan_attention(batch, dtype)
+            for found in (joined_attention(halved, plan), packed_attention(*halved.unbind(1), plan)):
+                assert found.isfinite().flatten(1).all(1).equal(clean)
+            query, key, value = halved.unbind(1)
+            of_first = packed_attention(query[first], key, value, plan, first_tokens=True)
+            assert of_first.isfinite().flatten(1).all(1).tolist() == [True, True, False, True]
+    query, key, value = (row.clone().requires_grad_() for row in rows.unbind(1))
+    packed_attention(query, key, value, plan_attention(batch, torch.float32)).sum().backward()
+    for row in (query, key, value):
+        assert row.grad is not None
+        assert row.grad.isfinite().flatten(1).all(1).equal(clean)
+
+
+def test_products_without_gradients_have_few_shapes(slow_kernel: bool) -> None:
+    """See ``_MOST_SCORES``: each takes megabytes."""
+    rng = np.random.default_rng(11)
+    with torch.inference_mode():
+        plans = [plan_attention(batch_of(rng.integers(20, 129, size=12)), torch.bfloat16) for _ in range(200)]
+    shapes = {(group.texts, group.longest) for plan in plans for group in plan.groups}
+    if slow_kernel:
+        assert {longest for _, longest in shapes} == {32, 64, 96, 128}
+        assert len(shapes) <= 8 + 2 + 1 + 1
+    else:
+        assert len(shapes) > 100
 
 
 def test_gradients_equal_padded_ones(model: PackedDistilBert) -> None:
@@ -160,8 +206,7 @@ def test_batches_keep_order_and_budget() -> None:
 def test_training_has_few_shapes_and_little_filler() -> None:
     """Every new shape costs a compiled kernel: see ``row_filler`` and the plan of attention."""
     lengths = np.random.default_rng(7).integers(1, 513, size=(300, 8))
-    batches = [pack([np.ones(length, dtype=np.int32) for length in row]) for row in lengths]
-    plans = [plan_attention(batch, torch.float32) for batch in batches]
+    plans = [plan_attention(batch_of(row), torch.float32) for row in lengths]
     assert {group.longest for plan in plans for group in plan.groups} <= set(range(32, 513, 32))
     totals = range(1, 20_000)
     assert all(row_filler(tokens) <= max(15, tokens / 16) for tokens in totals)

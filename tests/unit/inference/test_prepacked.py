@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from serve_app.inference import engine as engine_module
+from serve_app.inference.attention import has_bf16_products
 from serve_app.inference.engine import Engine
-from serve_app.inference.prepacked import PrepackedLinear, has_prepacked, prepack, unpack
+from serve_app.inference.prepacked import PrepackedLinear, prepack, unpack
 from serve_app.inference.saved_model import read_model
 from tests.tiny import write_tiny_model
 
-needs_bf16 = pytest.mark.skipif(not has_prepacked(), reason="bf16: oneDNN computes none on this processor")
+needs_bf16 = pytest.mark.skipif(not has_bf16_products(), reason="bf16: oneDNN computes none on this processor")
 TEXTS = ["the movie was good", "an awful plot", "good " * 50, "boring acting but a fine story", "it"]
 
 
@@ -52,7 +53,7 @@ def test_the_plain_weights_come_back_bit_for_bit(folder: Path) -> None:
 @needs_bf16
 def test_the_engine_answers_and_explains_as_with_plain_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepacked = Engine.load(folder, precision="bf16", device="cpu")
-    monkeypatch.setattr(engine_module, "has_prepacked", lambda: False)
+    monkeypatch.setattr(engine_module, "has_bf16_products", lambda: False)
     plain = Engine.load(folder, precision="bf16", device="cpu")
     np.testing.assert_allclose(prepacked.predict(TEXTS), plain.predict(TEXTS), atol=0.01)
     found, expected = (one.explainer().explain(one.locate("an awful movie"), 1, 8) for one in (prepacked, plain))
