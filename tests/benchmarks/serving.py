@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     print(f"{len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}", flush=True)
     with tempfile.TemporaryDirectory(prefix="tg-bench-") as temporary:
-        kinds = {"sentences": _sentences(options), "reviews": _reviews(options)}
+        kinds = {"sentences": read_sentences(options.sentences), "reviews": _reviews(options)}
         kinds = {name: kinds[name] for name in options.kinds}
         folder = make_model(Path(temporary) / "model", [text for texts in kinds.values() for text in texts])
         files = {name: _write(Path(temporary) / f"{name}.json", texts) for name, texts in kinds.items()}
@@ -295,8 +295,9 @@ def _free_port() -> int:
         return port
 
 
-def _sentences(options: argparse.Namespace) -> list[str]:
-    return _read(options.sentences) if options.sentences else [text[:140] for text in generate(512, 0)[0]]
+def read_sentences(path: str | None) -> list[str]:
+    """Of the Parquet file, or built-in ones."""
+    return _read(path) if path else [text[:140] for text in generate(512, 0)[0]]
 
 
 def _reviews(options: argparse.Namespace) -> list[str]:
