@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=6, help="of each (default %(default)s)")
     parser.add_argument("--settings", nargs="+", metavar="NAME=VALUE", default=[], help="of serving")
     options = parser.parse_args(arguments)
+    if options.turns < 1:
+        parser.error(f"--turns is {options.turns}, expected at least 1")
     texts = read_sentences(options.sentences)
     running, stopped = [], []
     with tempfile.TemporaryDirectory(prefix="tg-bench-") as temporary:
