@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 # A forward pass takes well under a second; one that takes this long hangs, and Serve should replace the replica.
 _STUCK_S = 120.0
+_LEFT_UNANSWERED_S = 5.0  # by then a replica without engines has ended, by far
 _CHARACTERS_PER_TOKEN = 4  # of English text, about
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,9 @@ class Classifier:
         except BatcherClosed:
             return Refusal(ErrorCode.DRAINING)
         except EngineGone:
+            # The process is about to end, and HAProxy repeats elsewhere what it can of what that leaves unanswered.
+            # Told of it now, a client would try again at once, and be here again.
+            await asyncio.sleep(_LEFT_UNANSWERED_S)
             return Refusal(ErrorCode.NOT_READY)
         except Exception:
             logger.exception("a forward pass failed")
