@@ -34,7 +34,7 @@ from serve_app.inference.metrics import (
 
 # Raise it whenever a change in evaluation, scoring or the engine can change a score: stored ones are then computed
 # again, and decisions made before can only be replayed by the release that made them.
-SCORING_VERSION = "7"
+SCORING_VERSION = "8"
 
 
 class ScoreKey(BaseModel):

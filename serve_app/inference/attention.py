@@ -190,6 +190,53 @@ def joined_attention(rows: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def spares_keys(plan: AttentionPlan, dtype: torch.dtype) -> bool:
+    """Whether ``first_token_attention`` does it: on a processor, but not in bf16 where the kernel takes groups of any
+    length, each of which would be a new shape of two products (see _LENGTH_STEP)."""
+    return plan.cu_seqlens.is_cpu and (dtype == torch.float32 or plan.groups[0].by_products)
+
+
+def first_token_attention(
+    query: torch.Tensor,
+    hidden: torch.Tensor,
+    key_weight: torch.Tensor,
+    value_weight: torch.Tensor,
+    plan: AttentionPlan,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """What ``packed_attention`` gives the first token of each text, [texts, heads, width], without a key or a value of
+    any other token; for plans of which ``spares_keys`` is true.
+
+    ``query``: [texts, heads, width]; ``hidden``: [tokens, units], what keys and values would be computed of;
+    ``key_weight`` and ``value_weight``: [heads * width, units]. A score is q (W h) = (q W) h, and the sum of p (W h) is
+    W (sum of p h), so both weights meet one row for each text and head instead of every token: of the last block's six
+    products two are left out, 3 % of a forward pass of six blocks. A bias of the keys adds the same to all scores of a
+    text, which softmax does not see; one of the values is the caller's to add, since weights sum up to 1.
+    """
+    heads, width = query.shape[1:]
+    of_heads = (heads, width, hidden.shape[1])
+    asking = torch.bmm(query.transpose(0, 1) * width**-0.5, key_weight.view(of_heads)).transpose(0, 1)
+    tokens = [group.stop - group.start for group in plan.groups]
+    rows = zip(asking.split([group.texts for group in plan.groups]),
+               hidden.split([*tokens, len(hidden) - sum(tokens)]), strict=False)  # fmt: skip
+    parts = [_mean_of_places(group, *two, dropout) for group, two in zip(plan.groups, rows, strict=False)]
+    means = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return torch.bmm(means.transpose(0, 1), value_weight.view(of_heads).transpose(1, 2)).transpose(0, 1)
+
+
+def _mean_of_places(group: TextGroup, asking: torch.Tensor, hidden: torch.Tensor, dropout: float) -> torch.Tensor:
+    """[texts, heads, units]: for each head of a group's texts, the mean of ``hidden`` with its attention's weights."""
+    places = _in_places(hidden, group)
+    scores = torch.bmm(asking, places.transpose(1, 2))
+    if group.bias is not None:
+        scores = scores + group.bias[:, 0]
+    weights = torch.softmax(scores, dim=-1)
+    if dropout:
+        kept, scale = keep_mask(weights, dropout)
+        weights = weights * kept * scale
+    return torch.bmm(weights, places)
+
+
 def _attend(
     group: TextGroup, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float
 ) -> torch.Tensor:

@@ -15,7 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from serve_app.inference.attention import AttentionPlan, packed_attention, plan_attention
+from serve_app.inference.attention import (
+    AttentionPlan,
+    first_token_attention,
+    packed_attention,
+    plan_attention,
+    spares_keys,
+)
 from serve_app.inference.dropout import Dropout
 from serve_app.inference.packing import PackedBatch
 
@@ -123,12 +129,15 @@ class Attention(nn.Module):
 
     def forward(self, asking: torch.Tensor, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         """Float, the shape of ``asking``: all tokens, or the first of each text; ``hidden``: all, [tokens, width]."""
-        query, key, value = (
-            linear(row).unflatten(1, (self.heads, -1))
-            for linear, row in ((self.q_lin, asking), (self.k_lin, hidden), (self.v_lin, hidden))
-        )
         dropout = self.dropout if self.training else 0.0
-        found = packed_attention(query, key, value, plan, dropout, first_tokens=asking is not hidden)
+        query, first_tokens = self.q_lin(asking).unflatten(1, (self.heads, -1)), asking is not hidden
+        if first_tokens and spares_keys(plan, hidden.dtype):
+            found = first_token_attention(query, hidden, self.k_lin.weight, self.v_lin.weight, plan, dropout)
+            # DDP waits for a gradient of every weight: 0 is that of the keys' bias.
+            bias = self.v_lin.bias + 0 * self.k_lin.bias if torch.is_grad_enabled() else self.v_lin.bias
+            return self.out_lin(found.flatten(1) + bias)
+        key, value = (linear(hidden).unflatten(1, (self.heads, -1)) for linear in (self.k_lin, self.v_lin))
+        found = packed_attention(query, key, value, plan, dropout, first_tokens=first_tokens)
         return self.out_lin(found.flatten(1))
 
 

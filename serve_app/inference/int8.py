@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from serve_app.inference.distilbert import FeedForward, PackedDistilBert
-from serve_app.inference.rebuilding import JoinedAttention, rebuilt
+from serve_app.inference.rebuilding import joined, rebuilt
 
 _LARGEST = 127
 # Activations are handed to oneDNN as uint8 with this zero point: its kernel for int8 ones is a slow reference.
@@ -30,7 +30,7 @@ def quantize(model: PackedDistilBert) -> PackedDistilBert:
 
     It shares all other layers with ``model``.
     """
-    return rebuilt(model, lambda exact, last: JoinedAttention(exact, Int8Linear, last=last), Int8FeedForward)
+    return rebuilt(model, lambda exact, last: joined(exact, Int8Linear, last=last), Int8FeedForward)
 
 
 class Int8Linear(nn.Module):

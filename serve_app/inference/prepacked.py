@@ -14,25 +14,25 @@ import torch
 from torch import nn
 
 from serve_app.inference.distilbert import Attention, FeedForward, PackedDistilBert
-from serve_app.inference.rebuilding import JoinedAttention, rebuilt
+from serve_app.inference.rebuilding import joined, rebuilt
 
 
 def prepack(model: PackedDistilBert) -> PackedDistilBert:
     """A model like ``model``, in bf16 on a processor; it shares all but the blocks' linear layers with ``model``."""
-    return rebuilt(model, lambda exact, last: JoinedAttention(exact, PrepackedLinear, last=last), PrepackedFeedForward)
+    return rebuilt(model, lambda exact, last: joined(exact, PrepackedLinear, last=last), PrepackedFeedForward)
 
 
 def unpack(model: PackedDistilBert) -> PackedDistilBert:
     """From what ``prepack`` gave, a model with plain weights again, bit for bit: gradients need them."""
 
-    def attention(joined: Any, last: bool) -> Attention:
+    def attention(packed: Any, last: bool) -> Attention:
         with torch.device("meta"):
             plain = Attention(model.config)
-        counts = (1, 2) if last else (3,)
-        plain.q_lin, plain.k_lin, plain.v_lin = (
-            linear for product, count in zip(joined.products, counts, strict=True) for linear in product.split(count)
-        )
-        (plain.out_lin,) = joined.out.split(1)
+        if last:
+            (plain.q_lin,), plain.k_lin, plain.v_lin = packed.query.split(1), packed.key, packed.value
+        else:
+            plain.q_lin, plain.k_lin, plain.v_lin = packed.product.split(3)
+        (plain.out_lin,) = packed.out.split(1)
         return plain
 
     def feed_forward(packed: Any) -> FeedForward:

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from serve_app.inference.attention import AttentionPlan, joined_attention, packed_attention
+from serve_app.inference.attention import (
+    AttentionPlan,
+    first_token_attention,
+    joined_attention,
+    packed_attention,
+    spares_keys,
+)
 from serve_app.inference.distilbert import Attention, PackedDistilBert
 
 # From linear layers that have the same input: one layer, with their outputs side by side.
@@ -16,27 +22,44 @@ Join = Callable[..., nn.Module]
 
 
 class JoinedAttention(nn.Module):
-    """``Attention`` without dropout, with one product for queries, keys and values; in the last block, where only the
-    first token of each text asks, with two: ``products``."""
+    """``Attention`` without dropout, with one product for queries, keys and values."""
 
-    def __init__(self, exact: Attention, join: Join, *, last: bool) -> None:
+    def __init__(self, exact: Attention, join: Join) -> None:
         super().__init__()
-        self.heads = exact.heads
-        query, others = exact.q_lin, (exact.k_lin, exact.v_lin)
-        self.products = nn.ModuleList([join(query), join(*others)] if last else [join(query, *others)])
+        self.heads, self.product = exact.heads, join(exact.q_lin, exact.k_lin, exact.v_lin)
         self.out = join(exact.out_lin)
 
     def forward(self, asking: torch.Tensor, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-        """As ``Attention.forward``."""
-        if asking is hidden:
-            (product,) = self.products
-            found = joined_attention(product(hidden).unflatten(1, (3, self.heads, -1)), plan)
-        else:
-            of_asking, of_all = self.products
-            rows = (of_asking(asking), *of_all(hidden).chunk(2, 1))
-            query, key, value = (row.unflatten(1, (self.heads, -1)) for row in rows)
-            found = packed_attention(query, key, value, plan, first_tokens=True)
+        """As ``Attention.forward`` for all tokens."""
+        found = joined_attention(self.product(hidden).unflatten(1, (3, self.heads, -1)), plan)
         return self.out(found.flatten(1))
+
+
+class LastAttention(nn.Module):
+    """``Attention`` without dropout in the last block, where only the first token of each text asks. ``others``, keys
+    and values of all tokens in one product, are there in bf16 alone: see ``spares_keys``."""
+
+    def __init__(self, exact: Attention, join: Join) -> None:
+        super().__init__()
+        self.heads, self.key, self.value = exact.heads, exact.k_lin, exact.v_lin
+        self.query, self.out = join(exact.q_lin), join(exact.out_lin)
+        in_half = exact.k_lin.weight.dtype != torch.float32
+        self.others = join(exact.k_lin, exact.v_lin) if in_half else None
+
+    def forward(self, asking: torch.Tensor, hidden: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        """As ``Attention.forward`` for the first token of each text."""
+        query = self.query(asking).unflatten(1, (self.heads, -1))
+        if spares_keys(plan, hidden.dtype):
+            found = first_token_attention(query, hidden, self.key.weight, self.value.weight, plan)
+            return self.out(found.flatten(1) + self.value.bias)
+        assert self.others is not None
+        key, value = (row.unflatten(1, (self.heads, -1)) for row in self.others(hidden).chunk(2, 1))
+        return self.out(packed_attention(query, key, value, plan, first_tokens=True).flatten(1))
+
+
+def joined(exact: Attention, join: Join, *, last: bool) -> nn.Module:
+    """``exact`` for the passes that compute no gradients; ``last``: of the last block."""
+    return (LastAttention if last else JoinedAttention)(exact, join)
 
 
 def rebuilt(

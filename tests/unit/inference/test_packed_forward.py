@@ -9,10 +9,19 @@ import torch
 import transformers
 
 from serve_app.inference import attention
-from serve_app.inference.attention import joined_attention, packed_attention, plan_attention, takes_whole_row
+from serve_app.inference.attention import (
+    AttentionPlan,
+    first_token_attention,
+    joined_attention,
+    packed_attention,
+    plan_attention,
+    spares_keys,
+    takes_whole_row,
+)
 from serve_app.inference.distilbert import PackedDistilBert, row_filler
 from serve_app.inference.families import new_distilbert
 from serve_app.inference.packing import PackedBatch, pack, plan_batches
+from serve_app.inference.rebuilding import joined, rebuilt
 from serve_app.inference.token_ids import TokenizedTexts
 from tests.tiny import tokens_of
 
@@ -106,6 +115,77 @@ def test_bf16_attends_like_fp32_however_it_is_computed(lengths: list[int], slow_
         torch.testing.assert_close(of_first.float(), expected[first], atol=0.03, rtol=0.03)
 
 
+def first_tokens_both_ways(
+    lengths: Sequence[int], dtype: torch.dtype, dropout: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of 4 heads of 16: without keys and values, and with those of every token, in fp32 and without dropout."""
+    rng, batch = np.random.default_rng(12), batch_of(lengths)
+    query, hidden, key_weight, value_weight = (
+        torch.from_numpy(rng.normal(size=size).astype(np.float32))
+        for size in ((len(lengths), 4, 16), (sum(lengths) + 5, 48), (64, 48), (64, 48))
+    )
+    key_weight, value_weight = key_weight / 7, value_weight / 7
+    key, value = ((hidden @ weight.T).unflatten(1, (4, 16)) for weight in (key_weight, value_weight))
+    plan = plan_attention(batch, torch.float32)
+    expected = packed_attention(query, key, value, plan, first_tokens=True)
+    four = (tensor.to(dtype) for tensor in (query, hidden, key_weight, value_weight))
+    plan = plan_attention(batch, dtype, dropout)
+    assert spares_keys(plan, dtype)
+    return first_token_attention(*four, plan, dropout).float(), expected
+
+
+@pytest.mark.parametrize("lengths", [[28, 28, 28], [3, 40, 40, 90], [31, 32, 33] * 9, [1, 256, 300]])
+def test_first_tokens_need_no_keys_and_values_of_others(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "has_slow_kernel", lambda: True)
+    with torch.inference_mode():
+        torch.testing.assert_close(*first_tokens_both_ways(lengths, torch.float32), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(*first_tokens_both_ways(lengths, torch.bfloat16), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(*first_tokens_both_ways(lengths, torch.float32), atol=1e-5, rtol=1e-4)  # by products
+
+
+def test_first_tokens_with_dropout_are_right_on_average() -> None:
+    torch.manual_seed(0)
+    draws = [first_tokens_both_ways([6, 9, 40], torch.float32, 0.25) for _ in range(1000)]
+    assert not torch.equal(draws[0][0], draws[1][0])
+    torch.testing.assert_close(sum(found for found, _ in draws) / len(draws), draws[0][1], atol=0.08, rtol=0.0)
+
+
+def test_where_first_tokens_need_no_keys(slow_kernel: bool) -> None:
+    def spares(lengths: Sequence[int], dtype: torch.dtype) -> bool:
+        return spares_keys(plan_attention(batch_of(lengths), dtype), dtype)
+
+    with torch.inference_mode():
+        assert spares([28], torch.float32)
+        assert spares([28] * 10, torch.bfloat16) == slow_kernel
+        assert not spares([28], torch.bfloat16)
+    assert spares([28], torch.bfloat16)  # with gradients
+    on_gpu = AttentionPlan(torch.empty(2, device="meta"), 28, ())
+    assert not spares_keys(on_gpu, torch.float32)
+
+
+class Joined(torch.nn.Linear):
+    """Some linear layers as one, as ``PrepackedLinear`` has them, on any processor."""
+
+    def __init__(self, *linears: torch.nn.Linear) -> None:
+        super().__init__(linears[0].in_features, sum(linear.out_features for linear in linears))
+        with torch.no_grad():
+            self.weight = torch.nn.Parameter(torch.cat([linear.weight for linear in linears]))
+            self.bias = torch.nn.Parameter(torch.cat([linear.bias for linear in linears]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[28], [28] * 10, [4] * 40, [12, 20, 28, 40, 260]])
+def test_joined_layers_give_the_same(
+    model: PackedDistilBert, lengths: list[int], dtype: torch.dtype, slow_kernel: bool
+) -> None:
+    plain = copy.deepcopy(model).to(dtype)
+    other = rebuilt(plain, lambda exact, last: joined(exact, Joined, last=last), lambda exact: exact)
+    tokens = tokens_of(np.random.default_rng(13), lengths, 300)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    found, expected = (packed_logits(one, tokens).float().softmax(-1) for one in (other, plain))
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0.0)
+
+
 def test_products_are_for_many_tokens_and_little_waste(slow_kernel: bool) -> None:
     def by_products(lengths: Sequence[int], dtype: torch.dtype = torch.bfloat16) -> bool:
         (found,) = {group.by_products for group in plan_attention(batch_of(lengths), dtype).groups}
@@ -134,6 +214,10 @@ def test_a_text_with_nan_leaves_its_neighbours_alone(slow_kernel: bool) -> None:
             query, key, value = halved.unbind(1)
             of_first = packed_attention(query[first], key, value, plan, first_tokens=True)
             assert of_first.isfinite().flatten(1).all(1).tolist() == [True, True, False, True]
+            if spares_keys(plan, dtype):
+                weight = torch.eye(64, dtype=dtype)
+                spared = first_token_attention(query[first], key.flatten(1), weight, weight, plan)
+                assert spared.isfinite().flatten(1).all(1).tolist() == [True, True, False, True]
     query, key, value = (row.clone().requires_grad_() for row in rows.unbind(1))
     packed_attention(query, key, value, plan_attention(batch, torch.float32)).sum().backward()
     for row in (query, key, value):
