@@ -24,6 +24,7 @@ _MOST_WASTE = 0.15
 # For products lengths are rounded up to a multiple of this: oneDNN compiles a kernel for every new shape of a product,
 # 1 to 3 ms and megabytes each, and a softmax in bf16 takes 4 times as long for rows of 28 as for rows of 32.
 _LENGTH_STEP = 32
+_TEXTS_STEP = 8  # the same for numbers of texts, where only the first tokens ask
 # Most scores per head in one group for products. In training 2 texts of 256 tokens: their matrices stay small. Else 8
 # of 32: larger groups were no faster, and few sizes of groups are few shapes (600 batches of 1 to 19 sentences,
 # DistilBERT-base: 228 MB more than at first instead of 291).
@@ -213,15 +214,16 @@ def first_token_attention(
     products two are left out, 3 % of a forward pass of six blocks. A bias of the keys adds the same to all scores of a
     text, which softmax does not see; one of the values is the caller's to add, since weights sum up to 1.
     """
-    heads, width = query.shape[1:]
-    of_heads = (heads, width, hidden.shape[1])
-    asking = torch.bmm(query.transpose(0, 1) * width**-0.5, key_weight.view(of_heads)).transpose(0, 1)
+    texts, heads, width = query.shape
+    of_heads, filler = (heads, width, hidden.shape[1]), -texts % _TEXTS_STEP
+    asking = functional.pad(query * width**-0.5, (0, 0, 0, 0, 0, filler)).transpose(0, 1)
+    asking = torch.bmm(asking, key_weight.view(of_heads)).transpose(0, 1)
     tokens = [group.stop - group.start for group in plan.groups]
-    rows = zip(asking.split([group.texts for group in plan.groups]),
-               hidden.split([*tokens, len(hidden) - sum(tokens)]), strict=False)  # fmt: skip
-    parts = [_mean_of_places(group, *two, dropout) for group, two in zip(plan.groups, rows, strict=False)]
-    means = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return torch.bmm(means.transpose(0, 1), value_weight.view(of_heads).transpose(1, 2)).transpose(0, 1)
+    rows = zip(asking.split([*(group.texts for group in plan.groups), filler]),
+               hidden.split([*tokens, len(hidden) - sum(tokens)]), strict=True)  # fmt: skip
+    means = torch.cat([_mean_of_places(group, *two, dropout) for group, two in zip(plan.groups, rows, strict=False)])
+    means = functional.pad(means, (0, 0, 0, 0, 0, filler)).transpose(0, 1)
+    return torch.bmm(means, value_weight.view(of_heads).transpose(1, 2)).transpose(0, 1)[:texts]
 
 
 def _mean_of_places(group: TextGroup, asking: torch.Tensor, hidden: torch.Tensor, dropout: float) -> torch.Tensor:

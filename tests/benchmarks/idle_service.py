@@ -36,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raw(folder, "sentences", texts)  # oneDNN compiles its kernels
         with served(OURS, folder, options) as (_, service):
             for turn in range(options.turns):
-                running.append(raw(folder, "sentences", texts))
+                running.append(raw(folder, "sentences", texts)[0])
                 processes = [service, *service.children(recursive=True)]
                 for process in processes:
                     process.send_signal(signal.SIGSTOP)
                 try:
-                    stopped.append(raw(folder, "sentences", texts))
+                    stopped.append(raw(folder, "sentences", texts)[0])
                 finally:
                     for process in processes:
                         process.send_signal(signal.SIGCONT)
