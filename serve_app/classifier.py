@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # A forward pass takes well under a second; one that takes this long hangs, and Serve should replace the replica.
 _STUCK_S = 120.0
-_LEFT_UNANSWERED_S = 5.0  # by then a replica without engines has ended, by far
+_LEFT_UNANSWERED_S = 5.0  # a replica without engines has ended long before
 _CHARACTERS_PER_TOKEN = 4  # of English text, about
 logger = logging.getLogger(__name__)
 
@@ -170,10 +170,11 @@ class Classifier:
             return Refusal(ErrorCode.DEADLINE_EXCEEDED)
         except BatcherClosed:
             return Refusal(ErrorCode.DRAINING)
-        except EngineGone:
-            # The process is about to end, and HAProxy repeats elsewhere what it can of what that leaves unanswered.
-            # Told of it now, a client would try again at once, and be here again.
-            await asyncio.sleep(_LEFT_UNANSWERED_S)
+        except EngineGone as gone:
+            if gone.ended:
+                # So will this process, by ``on_broken``, and what it leaves unanswered can be repeated elsewhere. Told of
+                # it now, a client would try again at once, and be here again.
+                await asyncio.sleep(min(_LEFT_UNANSWERED_S, max(0.0, deadline - time.monotonic())))
             return Refusal(ErrorCode.NOT_READY)
         except Exception:
             logger.exception("a forward pass failed")

@@ -12,6 +12,7 @@ Pickle goes over these sockets, which nobody but the two processes has.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -37,6 +38,7 @@ GO_ON = "go on?"  # the child asks this between the batches of an explanation
 # EngineError that names it.
 KNOWN_ERRORS = (ModelFolderError, UsageError, FileNotFoundError, OSError, MemoryError, ArithmeticError)
 _END_S = 5.0
+_DIES_S = 0.5  # from the end of its channels to its own
 
 
 class EngineError(RuntimeError):
@@ -44,7 +46,11 @@ class EngineError(RuntimeError):
 
 
 class EngineGone(ConnectionError):
-    """The engine's process has ended."""
+    """The engine's process does not answer: it has ``ended``, or closed this one channel."""
+
+    def __init__(self, *, ended: bool) -> None:
+        super().__init__(f"the engine's process {'has ended' if ended else 'closed a channel, see its log'}")
+        self.ended = ended
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,9 @@ class EngineProcess:
         return channel
 
     def _gone(self) -> EngineGone:
-        return EngineGone(f"the engine's process {'has ended' if self.ended else 'closed a channel, see its log'}")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(_DIES_S)
+        return EngineGone(ended=self.ended)
 
     def _watch(self) -> None:
         self._child.wait()

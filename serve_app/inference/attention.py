@@ -24,7 +24,7 @@ _MOST_WASTE = 0.15
 # For products lengths are rounded up to a multiple of this: oneDNN compiles a kernel for every new shape of a product,
 # 1 to 3 ms and megabytes each, and a softmax in bf16 takes 4 times as long for rows of 28 as for rows of 32.
 _LENGTH_STEP = 32
-_TEXTS_STEP = 8  # the same for numbers of texts, where only the first tokens ask
+_TEXTS_STEP = 8  # the same for numbers of texts, where only the first tokens ask; products in fp32 are not oneDNN's
 # Most scores per head in one group for products. In training 2 texts of 256 tokens: their matrices stay small. Else 8
 # of 32: larger groups were no faster, and few sizes of groups are few shapes (600 batches of 1 to 19 sentences,
 # DistilBERT-base: 228 MB more than at first instead of 291).
@@ -212,10 +212,12 @@ def first_token_attention(
     ``key_weight`` and ``value_weight``: [heads * width, units]. A score is q (W h) = (q W) h, and the sum of p (W h) is
     W (sum of p h), so both weights meet one row for each text and head instead of every token: of the last block's six
     products two are left out, 3 % of a forward pass of six blocks. A bias of the keys adds the same to all scores of a
-    text, which softmax does not see; one of the values is the caller's to add, since weights sum up to 1.
+    text, which softmax does not see; one of the values is the caller's to add, since weights sum up to 1: with dropout
+    on average.
     """
     texts, heads, width = query.shape
-    of_heads, filler = (heads, width, hidden.shape[1]), -texts % _TEXTS_STEP
+    of_heads = (heads, width, hidden.shape[1])
+    filler = 0 if hidden.dtype == torch.float32 else -texts % _TEXTS_STEP
     asking = functional.pad(query * width**-0.5, (0, 0, 0, 0, 0, filler)).transpose(0, 1)
     asking = torch.bmm(asking, key_weight.view(of_heads)).transpose(0, 1)
     tokens = [group.stop - group.start for group in plan.groups]

@@ -3,7 +3,8 @@
 Weights have one scale per output, fixed when the model is loaded; activations one per token, taken as they come. So a
 token's rounding depends on that token alone, and no text's answer on its neighbours in the batch. (One scale for all
 tokens, as PyTorch's own dynamic quantisation has it, lets the largest activation of any text coarsen all others.) The
-products are summed exactly, in int32. All else stays in fp32.
+products are summed exactly, in int32. All else stays in fp32, also what is left of the last block's keys and values
+(``first_token_attention``).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def has_int8() -> bool:
 def quantize(model: PackedDistilBert) -> PackedDistilBert:
     """A model like ``model``, in fp32 on a processor, with the linear layers of its blocks in int8.
 
-    It shares all other layers with ``model``.
+    It shares all other layers with ``model``, and the last block's keys and values.
     """
     return rebuilt(model, lambda exact, last: joined(exact, Int8Linear, last=last), Int8FeedForward)
 

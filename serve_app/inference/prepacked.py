@@ -18,7 +18,8 @@ from serve_app.inference.rebuilding import joined, rebuilt
 
 
 def prepack(model: PackedDistilBert) -> PackedDistilBert:
-    """A model like ``model``, in bf16 on a processor; it shares all but the blocks' linear layers with ``model``."""
+    """A model like ``model``, in bf16 on a processor; it shares with it all but the blocks' linear layers, and the last
+    block's keys and values."""
     return rebuilt(model, lambda exact, last: joined(exact, PrepackedLinear, last=last), PrepackedFeedForward)
 
 

@@ -117,10 +117,10 @@ def raw(folder: Path, kind: str, texts: Sequence[str], precision: str = "auto", 
         compute([tokens[place]])
         singles.append(time.perf_counter() - began)
     compute(parts[0])
-    in_turn = _texts_per_s(map(compute, parts), drawn.size)
+    in_turn = _texts_per_s(lambda: map(compute, parts), drawn.size)
     with ThreadPoolExecutor(cores, initializer=one_thread) as lanes:
         list(lanes.map(compute, parts[:cores]))
-        at_once = _texts_per_s(lanes.map(compute, parts), drawn.size)
+        at_once = _texts_per_s(lambda: lanes.map(compute, parts), drawn.size)
     of_all = {"contender": "raw-int8" if precision == "int8" else "raw", "kind": kind, "errors": 0}
     none = dict.fromkeys(("p50_ms", "p95_ms", "p99_ms"))
     alone = none | {"p50_ms": float(np.median(singles)) * 1000}
@@ -130,9 +130,9 @@ def raw(folder: Path, kind: str, texts: Sequence[str], precision: str = "auto", 
     ]
 
 
-def _texts_per_s(passes: Iterator[None], texts: int) -> float:
+def _texts_per_s(passes: Callable[[], Iterator[None]], texts: int) -> float:
     began = time.perf_counter()
-    for _ in passes:
+    for _ in passes():
         pass
     return texts / (time.perf_counter() - began)
 

@@ -36,6 +36,9 @@ def model() -> PackedDistilBert:
         labels=("a", "b", "c"),
     )  # fmt: skip
     with torch.no_grad():  # larger than at the start of training, so that a mistake is seen in the probabilities
+        for name, parameter in made.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(std=0.3)
         for parameter in made.classifier.parameters():
             parameter.mul_(20)
     return made.eval()

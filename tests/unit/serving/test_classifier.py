@@ -18,7 +18,7 @@ import pytest
 from configs.schema import Settings
 from serve_app.answers import Answer, Explanation, Refusal
 from serve_app.classifier import Classifier
-from serve_app.engine_process import EngineProcess
+from serve_app.engine_process import EngineGone, EngineProcess
 from serve_app.errors import ErrorCode
 from serve_app.model_source import ModelVersion
 from serve_app.schemas import Replica
@@ -301,7 +301,7 @@ async def test_forward_pass_that_hangs_is_unhealthy(start, alias, monkeypatch):
     await waiting
 
 
-async def test_without_its_engines_it_is_broken_and_asks_to_try_elsewhere(alias, tmp_path, monkeypatch):
+async def test_without_its_engines_it_is_broken_and_leaves_predictions_unanswered(alias, tmp_path, monkeypatch):
     alias.current = "1"
     broken = threading.Event()
     settings = Settings.model_validate(
@@ -316,7 +316,7 @@ async def test_without_its_engines_it_is_broken_and_asks_to_try_elsewhere(alias,
     os.kill(classifier._engines.pid, signal.SIGKILL)
     assert await asyncio.to_thread(broken.wait, 20)
     assert await classifier.explain("good", True, None) == Refusal(ErrorCode.NOT_READY)
-    # A prediction is left without an answer, for HAProxy to repeat elsewhere when the process ends.
+    # For HAProxy to repeat elsewhere when the process ends.
     left = asyncio.create_task(classifier.classify(["good"], True))
     assert await asyncio.wait([left], timeout=0.5) == (set(), {left})
     left.cancel()
@@ -325,6 +325,21 @@ async def test_without_its_engines_it_is_broken_and_asks_to_try_elsewhere(alias,
     with pytest.raises(RuntimeError, match="process has ended"):
         classifier.check_health()
     await classifier.close()
+
+
+async def test_where_only_a_channel_broke_the_answer_comes_at_once(start, alias, monkeypatch):
+    alias.current = "1"
+    classifier = await start()
+    await until(lambda: classifier.status()["ready"])
+
+    def forward(*_: object) -> None:
+        raise EngineGone(ended=False)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(classifier._served.loaded.engine, "forward", forward)
+        refusal = await asyncio.wait_for(classifier.classify(["good"], True), 4)
+    assert refusal == Refusal(ErrorCode.NOT_READY)
+    assert isinstance(await classifier.classify(["good"], True), Answer)
 
 
 async def test_explanations_go_beside_predictions(start, alias):

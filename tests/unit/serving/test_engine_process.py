@@ -128,10 +128,20 @@ def test_a_killed_process_is_told_of(folder):
     os.kill(process.pid, signal.SIGKILL)
     assert told.wait(timeout=20)
     assert process.ended
-    with pytest.raises(EngineGone):
+    with pytest.raises(EngineGone) as gone:
         engine.warm_up()
+    assert gone.value.ended
     del engine  # there is nobody to tell
     process.close()
+
+
+def test_a_channel_that_breaks_is_no_end_and_the_next_call_has_another(own, folder):
+    engine = own.load(folder, "auto", "cpu")
+    own._own.channel.close()
+    with pytest.raises(EngineGone, match="closed a channel") as gone:
+        engine.warm_up()
+    assert not gone.value.ended
+    engine.warm_up()
 
 
 def test_closing_is_no_failure(own, folder):
