@@ -172,8 +172,8 @@ class Classifier:
             return Refusal(ErrorCode.DRAINING)
         except EngineGone as gone:
             if gone.ended:
-                # So will this process, by ``on_broken``, and what it leaves unanswered can be repeated elsewhere. Told of
-                # it now, a client would try again at once, and be here again.
+                # So will this process, by ``on_broken``, and what it leaves unanswered can be repeated elsewhere.
+                # Told of it now, a client would try again at once, and be here again.
                 await asyncio.sleep(min(_LEFT_UNANSWERED_S, max(0.0, deadline - time.monotonic())))
             return Refusal(ErrorCode.NOT_READY)
         except Exception:
