@@ -31,7 +31,9 @@ def quantize(model: PackedDistilBert) -> PackedDistilBert:
 
     It shares all other layers with ``model``, and the last block's keys and values.
     """
-    return rebuilt(model, lambda exact, last: joined(exact, Int8Linear, last=last), Int8FeedForward)
+    quantized = rebuilt(model, lambda exact, last: joined(exact, Int8Linear, last=last), Int8FeedForward)
+    quantized.compiles_products = True
+    return quantized
 
 
 class Int8Linear(nn.Module):

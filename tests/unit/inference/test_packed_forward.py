@@ -297,7 +297,30 @@ def test_training_has_few_shapes_and_little_filler() -> None:
     assert {group.longest for plan in plans for group in plan.groups} <= set(range(32, 513, 32))
     totals = range(1, 20_000)
     assert all(row_filler(tokens) <= max(15, tokens / 16) for tokens in totals)
+    assert all(row_filler(tokens, compiled=False) <= max(3, tokens / 16) for tokens in totals)
     assert len({tokens + row_filler(tokens) for tokens in totals if 4096 <= tokens < 8192}) <= 17
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "compiles", "rows"),
+    [
+        (torch.float32, False, False, 52),
+        (torch.float32, True, False, 64),
+        (torch.bfloat16, False, False, 64),
+        (torch.float32, False, True, 64),  # int8
+    ],
+)
+def test_rows_are_filled_up_more_where_products_are_compiled(
+    model: PackedDistilBert, dtype: torch.dtype, autocast: bool, compiles: bool, rows: int
+) -> None:
+    other, seen = copy.deepcopy(model).to(dtype), []
+    other.compiles_products = compiles
+    other.distilbert["transformer"].layer[0].register_forward_hook(
+        lambda _module, _given, found: seen.append(len(found))
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        packed_logits(other, tokens_of(np.random.default_rng(8), [3, 40, 7], 300))
+    assert seen == [rows]
 
 
 def test_only_first_tokens_are_computed_in_the_last_block(model: PackedDistilBert) -> None:
