@@ -40,7 +40,8 @@ def http_options(base_url: str, api_key: str | None, concurrency: int) -> dict[s
         "base_url": address,
         "headers": {"authorization": f"Bearer {key}"} if key else {},
         "follow_redirects": False,  # a key goes to nobody else
-        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=max(20, concurrency)),
+        # With a limit httpcore closes idle connections above it, also one that another thread is about to use.
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=None),
     }
 
 

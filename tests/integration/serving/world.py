@@ -77,7 +77,9 @@ class Service:
     headers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.url, headers=self.headers, timeout=30)
+        # Tests share it between threads; see ``client_core.http_options`` for the limits.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self.client = httpx.Client(base_url=self.url, headers=self.headers, timeout=30, limits=limits)
 
     def predict(self, text: str = "a good movie", **fields: Any) -> httpx.Response:
         return self.client.post("/predict", json={"text": text, **fields})
