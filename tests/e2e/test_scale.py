@@ -15,6 +15,7 @@ def rows(output: str) -> dict[str, str]:
     return {row[0]: row[-1] for row in cells}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_simulated_search_handles_every_result_of_every_trial(tmp_path: Path) -> None:
     sets = ("--set", "search.scheduler=none")

@@ -123,6 +123,7 @@ def test_a_killed_process_costs_an_epoch_at_most(
     assert Engine.load(result.best.model_uri or "").labels == ("negative", "positive")
 
 
+@pytest.mark.slow
 def test_the_losers_models_are_removed(ray_cluster: RayCluster, home: Path) -> None:
     settings = small_settings(home, search__scheduler="none", search__keep_best="1", search__name="kept")
     result = run_search(settings)
@@ -137,6 +138,7 @@ def test_the_losers_models_are_removed(ray_cluster: RayCluster, home: Path) -> N
         assert "search.keep_best" in tags[names.MODEL_REMOVED]
 
 
+@pytest.mark.slow
 def test_a_time_budget_ends_with_the_best_so_far(
     ray_cluster: RayCluster, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

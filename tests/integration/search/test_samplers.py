@@ -22,6 +22,7 @@ ONE_BY_ONE = {
 }
 
 
+@pytest.mark.slow
 def test_gp_with_latency(
     ray_cluster: RayCluster, tracking_uri: str, tmp_path: Path, studies: list[optuna.Study]
 ) -> None:
