@@ -18,7 +18,7 @@ help: ## list the targets
 quickstart: $(STAMP) ## search, gate, register, serve and predict on built-in data; serves until Ctrl-C (ONCE=1: ends)
 	@exec $(BIN)/python -m ray_jobs.quickstart
 
-test: $(STAMP) ## the tests that are not marked slow (8 to 14 minutes on 2 cores)
+test: $(STAMP) ## the tests that are not marked slow (8 minutes on 2 fast cores)
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(STAMP) ## all tests
